@@ -1,0 +1,206 @@
+"""Configuration: frozen dataclasses that rebuild a network and its preprocessing; an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from uniecs.errors import ConfigError
+
+
+class StrictConfig:
+    """Base of the configuration dataclasses: strict, recursive conversion from and to plain dictionaries."""
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Build from a mapping; raises `ConfigError` on an unknown or missing key or a value of the wrong type."""
+        return typing.cast(Self, _convert(cls, data, cls.__name__))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary of JSON types; `from_dict` inverts it."""
+        return dataclasses.asdict(typing.cast(Any, self))
+
+
+def _convert(kind: Any, value: object, where: str) -> object:
+    """Check `value` against the annotation `kind` and return it in that type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(typing.cast(Any, kind), value, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (each for each in arguments if each is not type(None))
+        return _convert(inner, value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} is {value!r}; expected a list")
+        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
+            raise ConfigError(f"{where} has {len(value)} values; expected {len(arguments)}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        return tuple(
+            _convert(each, item, f"{where}[{i}]") for i, (each, item) in enumerate(zip(kinds, value, strict=True))
+        )
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise ConfigError(f"{where} is {value!r}; expected {kind.__name__}")
+
+
+def _convert_dataclass(kind: Any, value: object, where: str) -> object:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}; expected a table of keys")
+    hints = typing.get_type_hints(kind)
+    fields = {each.name: each for each in dataclasses.fields(kind)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise ConfigError(f"{where} has the unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
+    required = {
+        name
+        for name, each in fields.items()
+        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(value))
+    if missing:
+        raise ConfigError(f"{where} lacks the key {missing[0]!r}")
+    return kind(**{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Preprocessing(StrictConfig):
+    """What turns a photo into `pixel_values` and a title into `input_ids`; it travels with the model.
+
+    An image is scaled to fit inside (height_px, width_px), aspect ratio kept, centred on white, then
+    (x / 255 - mean) / std. A text is cut at `max_tokens` tokens, the special ones included.
+    """
+
+    height_px: int
+    width_px: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.height_px <= 4096, f"height_px is {self.height_px}; expected 1 to 4096")
+        _require(1 <= self.width_px <= 4096, f"width_px is {self.width_px}; expected 1 to 4096")
+        _require(min(self.std) > 0, f"std is {self.std}; expected positive numbers")
+        _require(3 <= self.max_tokens <= 4096, f"max_tokens is {self.max_tokens}; expected 3 to 4096")
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig(StrictConfig):
+    """Dimensions of the image backbone: transformers' ViT or CLIP vision tower."""
+
+    kind: Literal["vit", "clip"] = "vit"
+    patch_px: int = 16
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate: int = 3072
+
+    def __post_init__(self) -> None:
+        _require(
+            self.hidden % self.heads == 0,
+            f"image hidden {self.hidden} is not a multiple of heads {self.heads}",
+        )
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig(StrictConfig):
+    """Dimensions of the text backbone: transformers' BERT."""
+
+    vocab_size: int = 30522
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate: int = 3072
+    max_positions: int = 512
+
+    def __post_init__(self) -> None:
+        _require(
+            self.hidden % self.heads == 0,
+            f"text hidden {self.hidden} is not a multiple of heads {self.heads}",
+        )
+
+
+@dataclass(frozen=True)
+class FusionConfig(StrictConfig):
+    """Dimensions of the gated fusion (eq. 2-6): `gated_layers` stacks eq. 2-5, `blocks` is eq. 6's network."""
+
+    heads: int = 4
+    gated_layers: int = 1
+    blocks: int = 3
+    mlp_ratio: int = 4
+
+
+@dataclass(frozen=True)
+class ModelConfig(StrictConfig):
+    """The one dataclass of dimensions that rebuilds a network from its checkpoint."""
+
+    name: str
+    preprocessing: Preprocessing
+    embed_dim: int = 256
+    image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.embed_dim > 0 and self.embed_dim % self.fusion.heads == 0,
+            f"embed_dim {self.embed_dim} is not a multiple of the fusion's heads {self.fusion.heads}",
+        )
+        for side in ("height_px", "width_px"):
+            size, patch = getattr(self.preprocessing, side), self.image.patch_px
+            _require(size % patch == 0, f"{side} {size} is not a multiple of patch_px {patch}")
+        _require(
+            self.preprocessing.max_tokens <= self.text.max_positions,
+            f"max_tokens {self.preprocessing.max_tokens} exceeds max_positions {self.text.max_positions}",
+        )
+
+    @property
+    def image_tokens(self) -> int:
+        """Nv: the patches and the class token."""
+        p, patch = self.preprocessing, self.image.patch_px
+        return (p.height_px // patch) * (p.width_px // patch) + 1
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+MODELS: Mapping[str, ModelConfig] = {
+    "base": ModelConfig(
+        name="base",
+        preprocessing=Preprocessing(height_px=224, width_px=224, mean=CLIP_MEAN, std=CLIP_STD, max_tokens=64),
+        image=ImageEncoderConfig(kind="clip"),
+    ),
+    "mini": ModelConfig(
+        name="mini",
+        preprocessing=Preprocessing(height_px=80, width_px=60, max_tokens=64),
+        image=ImageEncoderConfig(patch_px=10, hidden=224, layers=6, heads=7, intermediate=896),
+        text=TextEncoderConfig(hidden=384, layers=3, heads=12, intermediate=1536, max_positions=64),
+        fusion=FusionConfig(mlp_ratio=2),
+    ),
+    "tiny": ModelConfig(
+        name="tiny",
+        preprocessing=Preprocessing(height_px=32, width_px=24, max_tokens=16),
+        embed_dim=32,
+        image=ImageEncoderConfig(patch_px=8, hidden=32, layers=2, heads=2, intermediate=64),
+        text=TextEncoderConfig(hidden=32, layers=2, heads=2, intermediate=64, max_positions=16),
+        fusion=FusionConfig(heads=2, mlp_ratio=2),
+    ),
+}

@@ -1,0 +1,223 @@
+"""The only image and text preprocessing: the encoder, the trainer and the exporter all call it.
+
+An image becomes `pixel_values` in four steps: decode to 8-bit RGB (EXIF orientation applied, alpha laid on white,
+the first frame of an animation), scale to fit inside (height_px, width_px) with the aspect ratio kept (Pillow
+BICUBIC), centre on white, normalise. A text becomes WordPiece ids through Hugging Face `tokenizers`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from uniecs.config import Preprocessing
+from uniecs.errors import BundleError, ImageError, TextError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ImageSource: TypeAlias = Union[str, "os.PathLike[str]", bytes, BinaryIO, "Image", npt.NDArray[np.uint8]]
+
+MAX_IMAGE_PIXELS = 64_000_000
+MAX_TEXT_CHARS = 1_000_000
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+WHITE = (255, 255, 255)
+# What Pillow's decoders raise on damaged files, seen over its formats.
+DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+
+
+def open_image(source: ImageSource) -> Image:
+    """Decode a path, bytes, binary file object, Pillow image or HxWx3 uint8 array to an 8-bit RGB Pillow image.
+
+    Raises `ImageError` when it is missing, damaged, of an unknown kind, or has more than `MAX_IMAGE_PIXELS` pixels
+    (seen from the header, before anything is decoded).
+    """
+    from PIL import Image
+
+    name = describe(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source, name)
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(_checked_array(source))
+        with Image.open(_opened(source, name), formats=FORMATS) as image:
+            return _to_rgb(image, name)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} is too large: {error}") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} does not exist; expected an image file") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image of a known kind; expected {', '.join(FORMATS)}") from error
+    except DECODER_ERRORS as error:
+        raise ImageError(f"{name} cannot be decoded: {error}") from error
+
+
+def describe(source: object) -> str:
+    """Name an image source in an error message."""
+    if isinstance(source, (str, os.PathLike)):
+        return f"image {os.fspath(source)!r}"
+    if isinstance(source, (bytes, bytearray)):
+        return f"image of {len(source)} bytes"
+    return f"image of type {type(source).__name__}"
+
+
+def _opened(source: ImageSource, name: str) -> str | io.BytesIO:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray)):
+        return io.BytesIO(source)
+    if hasattr(source, "read"):
+        data = source.read()
+        if isinstance(data, bytes):
+            return io.BytesIO(data)
+        raise ImageError(f"{name} gave {type(data).__name__}; open the file in binary mode")
+    raise ImageError(f"{name} is not a path, bytes, a file object, a Pillow image or an HxWx3 uint8 array")
+
+
+def _checked_array(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ImageError(f"array of shape {array.shape} and dtype {array.dtype}; expected (H, W, 3) of uint8")
+    _check_pixels(array.shape[1], array.shape[0], "array")
+    return np.ascontiguousarray(array)
+
+
+def _check_pixels(width: int, height: int, name: str) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ImageError(f"{name} has {width}x{height} pixels; at most {MAX_IMAGE_PIXELS} are accepted")
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has {width}x{height} pixels; expected at least 1x1")
+
+
+def _to_rgb(image: Image, name: str) -> Image:
+    from PIL import Image, ImageOps
+
+    _check_pixels(*image.size, name)
+    image.load()
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # 16 bits to 8: the high byte, as 16-bit RGB is decoded too.
+        wide = np.asarray(image.convert("I;16") if image.mode != "I;16" else image)
+        image = Image.fromarray((wide >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{name} has 32 bits a channel (mode {image.mode}); expected 8 or 16")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def letterbox(image: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Fit an RGB image inside (height_px, width_px), aspect ratio kept, centred on white.
+
+    Returns uint8 of shape (height_px, width_px, 3). Sizes are rounded half up, in integers; a side is at least 1 px.
+    """
+    from PIL import Image
+
+    width, height = preprocessing.width_px, preprocessing.height_px
+    w, h = image.size
+    if w * height <= width * h:
+        size = (max(1, (2 * w * height + h) // (2 * h)), height)
+    else:
+        size = (width, max(1, (2 * h * width + w) // (2 * w)))
+    scaled = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    if size == (width, height):
+        return np.asarray(scaled)
+    canvas = Image.new("RGB", (width, height), WHITE)
+    canvas.paste(scaled, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return np.asarray(canvas)
+
+
+def normalize(
+    canvas: npt.NDArray[np.uint8] | npt.NDArray[np.float32], preprocessing: Preprocessing
+) -> npt.NDArray[np.float32]:
+    """(..., H, W, 3) of 0 to 255 to (..., 3, H, W) float32: x * 1/(255 std) - mean/std, both factors in float32."""
+    mean = np.asarray(preprocessing.mean, np.float64)
+    std = np.asarray(preprocessing.std, np.float64)
+    scaled = canvas * (1.0 / (255.0 * std)).astype(np.float32) - (mean / std).astype(np.float32)
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
+
+
+def pixel_values(source: ImageSource, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """One image to float32 of shape (3, height_px, width_px); raises `ImageError`."""
+    return normalize(letterbox(open_image(source), preprocessing), preprocessing)
+
+
+def check_text(text: object) -> str:
+    """Return `text` if it can be encoded; raises `TextError` if not a string, blank, too long or not Unicode."""
+    if not isinstance(text, str):
+        raise TextError(f"text is of type {type(text).__name__}; expected str (None for an absent text)")
+    if len(text) > MAX_TEXT_CHARS:
+        raise TextError(f"text has {len(text)} characters; at most {MAX_TEXT_CHARS} are accepted")
+    if not text.strip(" \t\r\n\0"):
+        raise TextError("text is empty; pass None for an absent text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextError(f"text is not valid Unicode: {error}") from error
+    return text
+
+
+class Tokenizer:
+    """A WordPiece tokenizer as a bundle carries it: the bytes of a Hugging Face tokenizer.json."""
+
+    def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None:
+        """Raises `BundleError` if `tokenizer_json` is not a tokenizer."""
+        from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+        try:
+            self._tokenizer = HuggingFaceTokenizer.from_str(tokenizer_json.decode("utf-8"))
+        except Exception as error:
+            raise BundleError(f"tokenizer.json cannot be read: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, the special ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut at `max_tokens`."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    @staticmethod
+    def pad(ids: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(input_ids, attention_mask), both int64 (B, longest); padding is id 0 with mask 0."""
+        longest = max(map(len, ids))
+        input_ids = np.zeros((len(ids), longest), np.int64)
+        attention_mask = np.zeros((len(ids), longest), np.int64)
+        for row, tokens in enumerate(ids):
+            input_ids[row, : len(tokens)] = tokens
+            attention_mask[row, : len(tokens)] = 1
+        return input_ids, attention_mask
+
+
+def read_tokenizer(folder: Path) -> bytes:
+    """The bytes of `tokenizer.json` in a checkpoint's folder; raises `BundleError` if there is none."""
+    try:
+        return (folder / "tokenizer.json").read_bytes()
+    except OSError as error:
+        raise BundleError(f"{folder} has no readable tokenizer.json: {error}") from error

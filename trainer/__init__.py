@@ -1,0 +1,1 @@
+"""The trainer: network, losses, pairs, loop."""

@@ -1,0 +1,203 @@
+"""Checkpoints: safetensors + JSON, written atomically; and pre-trained CLIP, ViT and BERT weights by path."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertModel, CLIPVisionModel, ViTModel
+from transformers.utils import logging as transformers_log
+
+from uniecs.config import ModelConfig
+from uniecs.errors import CheckpointError
+from uniecs.preprocess import read_tokenizer
+from uniecs.trainer.model import UniECS
+
+FORMAT = "uniecs-checkpoint"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in evaluation mode, its tokenizer.json, and where its weights come from."""
+
+    model: UniECS
+    tokenizer_json: bytes
+    provenance: Mapping[str, Any]
+
+    @property
+    def config(self) -> ModelConfig:
+        """The dimensions that rebuild the network."""
+        return self.model.config
+
+
+def save_checkpoint(
+    folder: Path,
+    model: UniECS,
+    tokenizer_json: bytes,
+    provenance: Mapping[str, Any],
+    training_state: Mapping[str, Any] | None = None,
+) -> None:
+    """Write model.safetensors, checkpoint.json, tokenizer.json (and training_state.pt) to `folder`, atomically.
+
+    They are written to a temporary folder beside it, fsynced and renamed; an older `folder` is replaced last.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(weights, temporary / "model.safetensors")
+    (temporary / "tokenizer.json").write_bytes(tokenizer_json)
+    document = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": model.config.to_dict(),
+        "provenance": dict(provenance),
+    }
+    (temporary / "checkpoint.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+    if training_state is not None:
+        torch.save(dict(training_state), temporary / "training_state.pt")
+    for path in [*temporary.iterdir(), temporary]:
+        _fsync(path)
+    previous = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(previous)
+    temporary.rename(folder)
+    _fsync(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Rebuild the network saved in `folder`; raises `CheckpointError` if it is missing, damaged or does not fit."""
+    try:
+        document = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is not a readable checkpoint: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} is not a uniecs checkpoint")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format version {document.get('format_version')}; this uniecs reads {FORMAT_VERSION}"
+        )
+    model = UniECS(ModelConfig.from_dict(document.get("model")))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of {folder} do not fit its configuration: {error}") from error
+    return Checkpoint(model.eval(), read_tokenizer(folder), document.get("provenance", {}))
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    """The optimiser, RNG and loop state beside a checkpoint (tensors and plain values only: no code is unpickled)."""
+    try:
+        state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{folder} holds no readable training_state.pt to resume from: {error}") from error
+    return dict(state)
+
+
+def load_image_backbone(model: UniECS, path: Path) -> None:
+    """Load a CLIP (`kind="clip"`) or ViT checkpoint folder into the image backbone.
+
+    Takes transformers' layout (config.json + model.safetensors; a whole CLIP model or its vision tower). Position
+    embeddings are interpolated (bicubic over the patch grid, class token kept) where the resolution differs.
+    Raises `CheckpointError` if it is missing, its dimensions differ, or weights are absent.
+    """
+    backbone = model.image_encoder.backbone
+    clip = model.config.image.kind == "clip"
+    source = _pretrained(CLIPVisionModel if clip else ViTModel, path, {} if clip else {"add_pooling_layer": False})
+    key = "embeddings.position_embedding.weight" if clip else "embeddings.position_embeddings"
+    weights = dict(source.state_dict())
+    p, patch = model.config.preprocessing, model.config.image.patch_px
+    grid = (p.height_px // patch, p.width_px // patch)
+    size = source.config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    source_patch = int(source.config.patch_size)
+    table = weights[key] if weights[key].dim() == 3 else weights[key][None]
+    table = interpolate_positions(table, (height // source_patch, width // source_patch), grid)
+    weights[key] = table[0] if clip else table
+    _load_into(backbone, weights, path)
+
+
+def interpolate_positions(table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """(1, 1 + h*w, C) position embeddings of a `source` grid of patches -> (1, 1 + h'*w', C) of a `target` grid."""
+    if source == target:
+        return table
+    cls, patches = table[:, :1], table[:, 1:]
+    grid = patches.reshape(len(table), *source, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=target, mode="bicubic", align_corners=False)
+    return torch.cat((cls, grid.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
+
+
+def load_text_backbone(model: UniECS, path: Path) -> None:
+    """Load a BERT checkpoint folder into the text backbone.
+
+    Where the checkpoint has more layers than the configuration, evenly spaced ones are kept (first and last
+    included); where it has more positions, the first ones. Raises `CheckpointError` as `load_image_backbone`.
+    """
+    config = model.config.text
+    source = _pretrained(BertModel, path, {"add_pooling_layer": False})
+    weights = dict(source.state_dict())
+    available = int(source.config.num_hidden_layers)
+    if available < config.layers:
+        raise CheckpointError(f"{path} has {available} layers; the configuration asks for {config.layers}")
+    kept = [round(i * (available - 1) / max(1, config.layers - 1)) for i in range(config.layers)]
+    prefix = "encoder.layer."
+    chosen = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
+    for new, old in enumerate(kept):
+        head = f"{prefix}{old}."
+        chosen |= {f"{prefix}{new}.{n[len(head) :]}": w for n, w in weights.items() if n.startswith(head)}
+    positions = "embeddings.position_embeddings.weight"
+    chosen[positions] = chosen[positions][: config.max_positions]
+    _load_into(model.text_encoder.backbone, chosen, path)
+
+
+def _pretrained(kind: Any, path: Path, options: Mapping[str, Any]) -> Any:
+    """`kind.from_pretrained` of a local folder, safetensors only; missing weights are an error, not a warning."""
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} has no config.json; expected a transformers checkpoint folder")
+    verbosity = transformers_log.get_verbosity()
+    transformers_log.set_verbosity(40)
+    try:
+        model, report = kind.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as a {kind.__name__} checkpoint: {error}") from error
+    finally:
+        transformers_log.set_verbosity(verbosity)
+    if report["missing_keys"]:
+        raise CheckpointError(f"{path} lacks {len(report['missing_keys'])} weights of {kind.__name__}")
+    return model
+
+
+def _load_into(backbone: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the configured dimensions: {error}") from error
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters of a module."""
+    return sum(math.prod(each.shape) for each in model.parameters())

@@ -1,0 +1,141 @@
+"""Products to training batches: read once, decoded and augmented on the fly in a background thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uniecs.catalog import Product, read_catalog
+from uniecs.config import Preprocessing
+from uniecs.errors import ImageError, InputError, TrainingError
+from uniecs.preprocess import Tokenizer, check_text, letterbox, normalize, open_image
+from uniecs.trainer.pairs import PairSource
+from uniecs.trainer.settings import AugmentSettings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """2N products: rows 0..N-1 are side 1, rows N..2N-1 their partners."""
+
+    pixel_values: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
+@dataclass(frozen=True)
+class ProductSet:
+    """The products that can be trained on: those with a readable image and a title."""
+
+    products: tuple[Product, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    rejected: tuple[str, ...]
+
+
+def read_products(catalog: Path, tokenizer: Tokenizer) -> ProductSet:
+    """Read a catalogue; rows without an image or a title, or with an unreadable one, are listed in `rejected`."""
+    products, rejected = [], []
+    for row, item in enumerate(read_catalog(catalog)):
+        if not isinstance(item, Product):
+            rejected.append(f"row {item.row}: {item.error}")
+        elif item.title is None or item.image is None:
+            rejected.append(f"row {row} ({item.id}): training needs both a title and an image")
+        else:
+            try:
+                check_text(item.title)
+                open_image(item.image)
+                products.append(item)
+            except InputError as error:
+                rejected.append(f"row {row} ({item.id}): {error}")
+    if not products:
+        raise TrainingError(f"{catalog} has no product with both a title and a readable image")
+    ids = tokenizer.encode([str(product.title) for product in products])
+    return ProductSet(tuple(products), tuple(map(tuple, ids)), tuple(rejected))
+
+
+def augment(
+    canvas: npt.NDArray[np.uint8], settings: AugmentSettings, random: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Random crop, horizontal flip and colour jitter of (B, H, W, 3) uint8 -> float32 of the same shape, 0 to 255."""
+    n = len(canvas)
+    # Inverted, so that what lies outside the picture is white.
+    x = 1 - torch.from_numpy(canvas).permute(0, 3, 1, 2).contiguous().float() / 255
+    side = random.uniform(settings.crop, 1, (n, 2))
+    shift = random.uniform(-1, 1, (n, 2)) * (1 - side)
+    flip = np.where(random.random(n) < settings.flip, -1.0, 1.0)
+    theta = np.zeros((n, 2, 3), np.float32)
+    theta[:, 0, 0], theta[:, 1, 1] = side[:, 0] * flip, side[:, 1]
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(torch.from_numpy(theta), list(x.shape), align_corners=False)
+    x = 1 - F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
+    factors = random.uniform(1 - settings.jitter, 1 + settings.jitter, (3, n, 1, 1, 1)).astype(np.float32)
+    brightness, contrast, saturation = torch.from_numpy(factors)
+    x = x * brightness
+    x = (x - x.mean((1, 2, 3), keepdim=True)) * contrast + x.mean((1, 2, 3), keepdim=True)
+    grey = x.mean(1, keepdim=True)
+    x = ((x - grey) * saturation + grey).clamp(0, 1)
+    return np.asarray((x.permute(0, 2, 3, 1) * 255).numpy(), np.float32)
+
+
+def make_batch(
+    data: ProductSet,
+    pairs: npt.NDArray[np.int64],
+    preprocessing: Preprocessing,
+    settings: AugmentSettings,
+    seed: Sequence[int],
+) -> Batch:
+    """Decode, augment and tokenise the products of `pairs` (N, 2); a function of its arguments only."""
+    order = pairs.T.reshape(-1).tolist()
+    canvas = np.stack([_canvas(data.products[i], preprocessing) for i in order])
+    pixels = normalize(augment(canvas, settings, np.random.default_rng(seed)), preprocessing)
+    input_ids, attention_mask = Tokenizer.pad([data.token_ids[i] for i in order])
+    return Batch(torch.from_numpy(pixels), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+
+
+def _canvas(product: Product, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    if product.image is None:
+        raise ImageError(f"product {product.id} has no image")
+    return letterbox(open_image(product.image), preprocessing)
+
+
+def batches(
+    data: ProductSet,
+    source: PairSource,
+    preprocessing: Preprocessing,
+    settings: AugmentSettings,
+    *,
+    batch_pairs: int,
+    seed: int,
+    start: int,
+    stop: int,
+) -> Iterator[Batch]:
+    """The batches of steps `start` to `stop` - 1; the next one is prepared while the caller uses the last.
+
+    Step s gives the same batch whichever step the run was started at, so that a resumed run sees the same data.
+    """
+
+    def positions() -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        step = epoch = 0
+        while step < stop:
+            for pairs in source.epoch(epoch, batch_pairs, seed):
+                if start <= step < stop:
+                    yield step, pairs
+                step += 1
+            epoch += 1
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead: Future[Batch] | None = None
+        for step, pairs in positions():
+            future = pool.submit(make_batch, data, pairs, preprocessing, settings, (seed, step))
+            if ahead is not None:
+                yield ahead.result()
+            ahead = future
+        if ahead is not None:
+            yield ahead.result()

@@ -1,0 +1,97 @@
+"""Pairs of similar products, and their order: every product at most once an epoch, distinct groups in a batch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from uniecs.catalog import Product
+from uniecs.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Groups of similar products, as positions in the catalogue; `edges` are the allowed pairs of each group.
+
+    A group without edges allows every pair of its members.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    edges: tuple[tuple[tuple[int, int], ...], ...] | None = None
+
+    def epoch(self, epoch: int, batch_pairs: int, seed: int) -> list[npt.NDArray[np.int64]]:
+        """The batches of one epoch, each (N, 2) positions with N <= `batch_pairs`, a function of its arguments only.
+
+        Each group's pairs go to different batches; a group with more pairs than there are batches gives that many.
+        """
+        random = np.random.default_rng((seed, epoch))
+        matched = [self._match(group, random) for group in random.permutation(len(self.groups))]
+        total = sum(map(len, matched))
+        count = -(-total // batch_pairs)
+        batches: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        place = 0
+        for pairs in matched:
+            for pair in pairs[:count]:
+                batches[place % count].append(pair)
+                place += 1
+        full = [np.asarray(batch, np.int64) for batch in batches if len(batch) > 1]
+        if not full:
+            raise TrainingError("the catalogue gives fewer than two pairs of similar products from distinct groups")
+        return [full[i] for i in random.permutation(len(full))]
+
+    def _match(self, group: int, random: np.random.Generator) -> list[tuple[int, int]]:
+        """A random matching of one group: no product twice."""
+        if self.edges is None:
+            members = random.permutation(self.groups[group]).tolist()
+            return list(zip(members[0::2], members[1::2], strict=False))
+        pairs, used = [], set[int]()
+        for index in random.permutation(len(self.edges[group])):
+            one, two = self.edges[group][index]
+            if one not in used and two not in used:
+                used |= {one, two}
+                pairs.append((one, two) if random.random() < 0.5 else (two, one))
+        return pairs
+
+
+def pairs_from_columns(products: Sequence[Product], columns: Sequence[str]) -> PairSource:
+    """Group the products that share every one of `columns`; an empty or absent value joins no group."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for position, product in enumerate(products):
+        key = tuple(_scalar(product.attributes.get(column)) for column in columns)
+        if all(value is not None for value in key):
+            groups[key].append(position)
+    chosen = tuple(tuple(group) for group in groups.values() if len(group) > 1)
+    if not chosen:
+        raise TrainingError(f"no two products share a value in each of the columns {', '.join(columns)}")
+    return PairSource(chosen)
+
+
+def _scalar(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def pairs_from_ids(products: Sequence[Product], pairs: Iterable[tuple[str, str]]) -> PairSource:
+    """Group given pairs of ids by connected components; pairs of products that are not in `products` are left out."""
+    positions: Mapping[str, int] = {product.id: i for i, product in enumerate(products)}
+    known = [(positions[a], positions[b]) for a, b in pairs if a in positions and b in positions and a != b]
+    if not known:
+        raise TrainingError("no pair of the pairs file has both of its products in the catalogue")
+    root: dict[int, int] = {}
+
+    def find(i: int) -> int:
+        while root.setdefault(i, i) != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    for one, two in known:
+        root[find(one)] = find(two)
+    edges: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for one, two in known:
+        edges[find(one)].append((one, two))
+    members = tuple(tuple(sorted({i for edge in group for i in edge})) for group in edges.values())
+    return PairSource(members, tuple(map(tuple, edges.values())))

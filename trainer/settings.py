@@ -1,0 +1,158 @@
+"""The training configuration: one TOML file, strict keys (docs/training.md lists them)."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from uniecs.config import MODELS, ModelConfig, StrictConfig
+from uniecs.errors import ConfigError
+
+
+PATH_KEYS = {
+    "data": ("catalog", "pairs"),
+    "validation": ("catalog", "pairs"),
+    "init": ("text_weights", "image_weights", "tokenizer"),
+}
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ConfigError(f"{name} is {value}; expected a positive number")
+
+
+@dataclass(frozen=True)
+class DataSettings(StrictConfig):
+    """Where the products are and which of them are similar.
+
+    Pairs come from `pairs` (a CSV of trigger_id,recall_id) or, without it, from the products that share every one of
+    `group_columns`. `~` is expanded; a relative path is relative to the configuration file.
+    """
+
+    catalog: str
+    pairs: str | None = None
+    group_columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.pairs is None) == (not self.group_columns):
+            raise ConfigError("data needs either pairs or group_columns")
+
+
+@dataclass(frozen=True)
+class ValidationSettings(StrictConfig):
+    """A held-out catalogue and its pairs, on which the nine tasks are measured every `every` steps."""
+
+    catalog: str
+    pairs: str
+    every: int = 200
+
+    def __post_init__(self) -> None:
+        _positive(every=self.every)
+
+
+@dataclass(frozen=True)
+class InitSettings(StrictConfig):
+    """Pre-trained weights and the tokenizer.
+
+    `text_weights` and `image_weights` are checkpoint folders in transformers' layout, or "package:NAME/FOLDER" for a
+    folder inside an installed Python package. The tokenizer.json is read from `tokenizer`, else `text_weights`.
+    """
+
+    text_weights: str | None = None
+    image_weights: str | None = None
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class AugmentSettings(StrictConfig):
+    """Random crop to at least `crop` of each side, flip with probability `flip`, colour jitter of +-`jitter`."""
+
+    crop: float = 0.8
+    flip: float = 0.5
+    jitter: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or not 0 <= self.jitter < 1:
+            raise ConfigError(f"augmentation out of range: {self}")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(StrictConfig):
+    """AdamW with linear warm-up and cosine decay to zero.
+
+    `batch_pairs` is N of the losses. The learning rate of pre-trained text weights is `learning_rate` *
+    `text_lr_scale`; `freeze_word_embeddings` leaves BERT's embedding tables as they are. `beta` and `grad_at` are
+    those of eq. 19.
+    """
+
+    steps: int
+    batch_pairs: int = 128
+    learning_rate: float = 1e-4
+    text_lr_scale: float = 1.0
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    freeze_word_embeddings: bool = False
+    beta: float = 0.5
+    grad_at: Literal["embeddings", "parameters"] = "embeddings"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        _positive(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            checkpoint_every=self.checkpoint_every,
+            clip_norm=self.clip_norm,
+        )
+        if self.batch_pairs < 2:
+            raise ConfigError(f"batch_pairs is {self.batch_pairs}; expected at least 2")
+        if not 0 <= self.beta <= 1:
+            raise ConfigError(f"beta is {self.beta}; expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig(StrictConfig):
+    """A whole training run: `output` receives checkpoint/ and tensorboard/; `model` is a key of `config.MODELS`."""
+
+    model: str
+    output: str
+    data: DataSettings
+    optimizer: OptimizerSettings
+    init: InitSettings = field(default_factory=InitSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    validation: ValidationSettings | None = None
+    seed: int = 0
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The network's dimensions; raises `ConfigError` for a model that is not known."""
+        if self.model not in MODELS:
+            raise ConfigError(f"model is {self.model!r}; expected one of {', '.join(MODELS)}")
+        return MODELS[self.model]
+
+
+def load_train_config(path: Path) -> TrainConfig:
+    """Read a TOML file; relative paths in it become relative to its folder. Raises `ConfigError`."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    _resolve_paths(document, ("output",), path.parent)
+    for table, keys in PATH_KEYS.items():
+        if isinstance(document.get(table), dict):
+            _resolve_paths(document[table], keys, path.parent)
+    return TrainConfig.from_dict(document)
+
+
+def _resolve_paths(table: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
+    """Make the relative paths of a table relative to the configuration file's folder, in place."""
+    for key in keys:
+        value = table.get(key)
+        if isinstance(value, str) and not value.startswith("package:"):
+            table[key] = str((folder / Path(value).expanduser()).resolve())
