@@ -2,7 +2,7 @@
 
 An image becomes `pixel_values` in four steps: decode to 8-bit RGB (EXIF orientation applied, alpha laid on white,
 the first frame of an animation), scale to fit inside (height_px, width_px) with the aspect ratio kept (Pillow
-BICUBIC), centre on white, normalise. A text becomes WordPiece ids through Hugging Face `tokenizers`.
+BICUBIC, horizontally first), centre on white, normalise. A text becomes WordPiece ids through Hugging Face `tokenizers`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ImageSource: TypeAlias = Union[str, "os.PathLike[str]", bytes, BinaryIO, "Image"
 
 MAX_IMAGE_PIXELS = 64_000_000
 MAX_TEXT_CHARS = 1_000_000
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 WHITE = (255, 255, 255)
 # What Pillow's decoders raise on damaged files, seen over its formats.
 DECODER_ERRORS = (
@@ -60,7 +60,9 @@ def open_image(source: ImageSource) -> Image:
             return _to_rgb(source, name)
         if isinstance(source, np.ndarray):
             return Image.fromarray(_checked_array(source))
-        with Image.open(_opened(source, name), formats=FORMATS) as image:
+        Image.init()
+        formats = [each for each in FORMATS if each in Image.OPEN]  # a Pillow build may lack one
+        with Image.open(_opened(source, name), formats=formats) as image:
             return _to_rgb(image, name)
     except ImageError:
         raise
@@ -142,7 +144,8 @@ def letterbox(image: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint
         size = (max(1, (2 * w * height + h) // (2 * h)), height)
     else:
         size = (width, max(1, (2 * h * width + w) // (2 * w)))
-    scaled = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    # Two steps, as Pillow 13 would otherwise choose the order of its passes by the picture's shape.
+    scaled = image.resize((size[0], h), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
     if size == (width, height):
         return np.asarray(scaled)
     canvas = Image.new("RGB", (width, height), WHITE)

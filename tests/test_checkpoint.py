@@ -1,0 +1,180 @@
+"""Our own checkpoints, and CLIP, ViT and BERT ones by path: small files of the real formats, made here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="checkpoints need torch")
+transformers = pytest.importorskip("transformers", reason="pre-trained checkpoints need transformers")
+
+from uniecs.config import MODELS  # noqa: E402
+from uniecs.errors import CheckpointError, UniecsError  # noqa: E402
+from uniecs.trainer.checkpoint import (  # noqa: E402
+    interpolate_positions,
+    load_checkpoint,
+    load_image_backbone,
+    load_text_backbone,
+    save_checkpoint,
+)
+from uniecs.trainer.model import UniECS  # noqa: E402
+
+TINY = MODELS["tiny"]
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def clip_model(image_px: int = 32) -> UniECS:
+    square = replace(TINY.preprocessing, height_px=image_px, width_px=image_px)
+    return UniECS(replace(TINY, preprocessing=square, image=replace(TINY.image, kind="clip")))
+
+
+def save_clip(folder: Path, whole: bool) -> transformers.CLIPVisionModel:
+    """A CLIP checkpoint as OpenAI's are stored: both towers in one file, or the vision tower alone."""
+    vision = transformers.CLIPVisionConfig(image_size=32, patch_size=8, **TOWER)
+    if not whole:
+        tower = transformers.CLIPVisionModel(vision)
+        tower.save_pretrained(folder)
+        return tower
+    text = transformers.CLIPTextConfig(vocab_size=99, max_position_embeddings=8, **TOWER)
+    config = transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    clip = transformers.CLIPModel(config)
+    clip.save_pretrained(folder)
+    return clip.vision_model
+
+
+def save_bert(folder: Path, layers: int = 2, positions: int = 16) -> transformers.BertModel:
+    options = TOWER | {"num_hidden_layers": layers}
+    config = transformers.BertConfig(vocab_size=TINY.text.vocab_size, max_position_embeddings=positions, **options)
+    bert = transformers.BertModel(config)
+    bert.save_pretrained(folder)
+    return bert.eval()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_clip_checkpoint_loads_by_path(tmp_path: Path, whole: bool) -> None:
+    source = save_clip(tmp_path / "clip", whole).eval()
+    model = clip_model().eval()
+    load_image_backbone(model, tmp_path / "clip")
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = source(pixel_values=pixels).last_hidden_state
+        assert torch.equal(model.image_encoder.backbone(pixel_values=pixels).last_hidden_state, expected)
+
+
+def test_clip_position_embeddings_are_interpolated(tmp_path: Path) -> None:
+    source = save_clip(tmp_path / "clip", whole=True)
+    model = clip_model(image_px=48)
+    load_image_backbone(model, tmp_path / "clip")
+    old = source.state_dict()["embeddings.position_embedding.weight"]
+    new = model.image_encoder.backbone.state_dict()["embeddings.position_embedding.weight"]
+    assert new.shape == (37, 32)
+    assert torch.equal(new[0], old[0])
+    assert torch.equal(new, interpolate_positions(old[None], (4, 4), (6, 6))[0])
+
+
+def test_a_vit_checkpoint_loads_by_path_at_another_resolution(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(image_size=64, patch_size=8, **TOWER)
+    source = transformers.ViTModel(config)
+    source.save_pretrained(tmp_path)
+    model = UniECS(TINY)
+    load_image_backbone(model, tmp_path)
+    state, new = source.state_dict(), model.image_encoder.backbone.state_dict()
+    key = "embeddings.position_embeddings"
+    assert new[key].shape == (1, 13, 32)
+    assert all(torch.equal(new[name], state[name]) for name in new if name != key)
+
+
+def test_interpolation_keeps_a_linear_ramp() -> None:
+    ramp = torch.linspace(0, 1, 8)[None, :].expand(8, 8).reshape(1, 64, 1)
+    table = torch.cat((torch.full((1, 1, 1), 7.0), ramp), dim=1)
+    grid = interpolate_positions(table, (8, 8), (4, 16))[0, 1:, 0].reshape(4, 16)
+    assert torch.allclose(grid, grid[:1].expand(4, -1), atol=1e-6)
+    assert (grid.diff(dim=1)[:, 2:-2] > 0).all()
+    assert interpolate_positions(table, (8, 8), (8, 8)) is table
+
+
+def test_a_bert_checkpoint_loads_by_path(tmp_path: Path) -> None:
+    source = save_bert(tmp_path)
+    model = UniECS(TINY).eval()
+    load_text_backbone(model, tmp_path)
+    ids = torch.randint(0, 99, (2, 5))
+    with torch.no_grad():
+        expected = source(input_ids=ids).last_hidden_state
+        assert torch.allclose(model.text_encoder.backbone(input_ids=ids).last_hidden_state, expected, atol=1e-6)
+
+
+def test_a_deeper_and_longer_bert_gives_evenly_spaced_layers(tmp_path: Path) -> None:
+    source = save_bert(tmp_path, layers=5, positions=64).state_dict()
+    model = UniECS(replace(TINY, text=replace(TINY.text, layers=3)))
+    load_text_backbone(model, tmp_path)
+    new = model.text_encoder.backbone.state_dict()
+    for mine, theirs in enumerate((0, 2, 4)):
+        name = "encoder.layer.{}.output.dense.weight"
+        assert torch.equal(new[name.format(mine)], source[name.format(theirs)])
+    positions = "embeddings.position_embeddings.weight"
+    assert torch.equal(new[positions], source[positions][:16])
+
+
+def test_wrong_pretrained_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_text_backbone(UniECS(TINY), tmp_path / "nothing")
+    save_bert(tmp_path / "shallow", layers=1)
+    with pytest.raises(CheckpointError, match="has 1 layers"):
+        load_text_backbone(UniECS(TINY), tmp_path / "shallow")
+    save_bert(tmp_path / "short", positions=8)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_text_backbone(UniECS(TINY), tmp_path / "short")
+    save_bert(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_text_backbone(UniECS(TINY), tmp_path / "cut")
+    with pytest.raises(CheckpointError, match="lacks"):
+        load_image_backbone(UniECS(TINY), tmp_path / "shallow")
+
+
+def test_a_checkpoint_rebuilds_the_network(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = UniECS(TINY).eval()
+    save_checkpoint(tmp_path / "c", model, b"{}", {"seed": 3})
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded.config == TINY
+    assert loaded.tokenizer_json == b"{}"
+    assert loaded.provenance == {"seed": 3}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.model.parameters(), strict=True))
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        save_checkpoint(tmp_path / "c", UniECS(TINY), b"{}", {"seed": seed})
+    assert load_checkpoint(tmp_path / "c").provenance == {"seed": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("damage", ["weights cut", "weights foreign", "json", "format", "version", "tokenizer", "gone"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tiny_checkpoint: Path, damage: str) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(tiny_checkpoint, folder)
+    weights, document = folder / "model.safetensors", folder / "checkpoint.json"
+    content = json.loads(document.read_text())
+    if damage == "weights cut":
+        weights.write_bytes(weights.read_bytes()[:-5])
+    elif damage == "weights foreign":
+        content["model"]["text"]["layers"] = 1
+        document.write_text(json.dumps(content))
+    elif damage == "json":
+        document.write_text("{")
+    elif damage in ("format", "version"):
+        content["format" if damage == "format" else "format_version"] = 99
+        document.write_text(json.dumps(content))
+    elif damage == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+    else:
+        shutil.rmtree(folder)
+    with pytest.raises(UniecsError):
+        load_checkpoint(folder)

