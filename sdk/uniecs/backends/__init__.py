@@ -1,0 +1,1 @@
+"""Graphs to numbers: one module for each foreign engine."""

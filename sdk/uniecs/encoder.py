@@ -1,0 +1,265 @@
+"""Texts and photos to embeddings: groups items by modality, runs only the graphs that a batch needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from uniecs.backends.base import Backend, create_backend
+from uniecs.bundle import Bundle, locate_bundle, open_bundle
+from uniecs.errors import InputError, ParityError, UniecsError
+from uniecs.preprocess import ImageSource, Tokenizer, check_text, pixel_values
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+# Texts are sorted by length within this many batches: enough to make padding small, few enough to bound
+# memory.
+WINDOW_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """Embeddings (n, D) float32, and by position the error of each item that has none (its row is NaN)."""
+
+    embeddings: FloatArray
+    errors: dict[int, UniecsError]
+
+
+@dataclass(frozen=True)
+class _Item:
+    position: int
+    ids: list[int] | None
+    image: ImageSource | None
+
+
+def load(
+    name_or_path: str | os.PathLike[str] = "mini",
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Encoder:
+    """The encoder of a packaged bundle (by name) or of a bundle folder (by path).
+
+    device: auto, cpu, cuda; backend: auto, openvino, onnxruntime; precision: auto, fp32, bf16; threads: CPU
+    threads for one run, None for the engine's choice. Raises `BundleError` for an unknown, damaged or newer
+    bundle, `BackendError` or `MissingExtraError` for what is not available here.
+    """
+    bundle = open_bundle(locate_bundle(name_or_path))
+    return Encoder(bundle, create_backend(bundle, backend, device, precision, threads))
+
+
+class Encoder:
+    """Embeds products and queries of any modality; thread-safe."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        """Raises `BundleError` if the bundle's tokenizer cannot be read."""
+        self.bundle = bundle
+        self._backend = backend
+        self._preprocessing = bundle.preprocessing
+        self._tokenizer = Tokenizer(bundle.tokenizer_json(), self._preprocessing.max_tokens)
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the length of an embedding."""
+        return self.bundle.embed_dim
+
+    @property
+    def model_id(self) -> str:
+        """Identifies the model: embeddings of one model_id are comparable."""
+        return self.bundle.model_id
+
+    @property
+    def backend(self) -> str:
+        """Name of the engine, such as "openvino"."""
+        return self._backend.name
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self._backend.device
+
+    @property
+    def precision(self) -> str:
+        """ "fp32" or "bf16"."""
+        return self._backend.precision
+
+    def __repr__(self) -> str:
+        return f"Encoder({self.model_id!r}, {self.backend}, {self.device}, {self.precision})"
+
+    @overload
+    def encode(
+        self,
+        texts: Iterable[str | None] | None = None,
+        images: Iterable[ImageSource | None] | None = None,
+        *,
+        errors: Literal["raise"] = "raise",
+        batch_size: int = 32,
+    ) -> FloatArray: ...
+
+    @overload
+    def encode(
+        self,
+        texts: Iterable[str | None] | None = None,
+        images: Iterable[ImageSource | None] | None = None,
+        *,
+        errors: Literal["return"],
+        batch_size: int = 32,
+    ) -> EncodeResult: ...
+
+    def encode(
+        self,
+        texts: Iterable[str | None] | None = None,
+        images: Iterable[ImageSource | None] | None = None,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+        batch_size: int = 32,
+    ) -> FloatArray | EncodeResult:
+        """Embed n items, each a text, an image or both: (n, embed_dim) float32 in input order, unit L2 norm.
+
+        `texts` and `images` run in parallel; None is an absent side, of one item or of all. At most
+        `batch_size` images are decoded at a time. errors="raise" raises the error of the first bad item, its
+        position in the message; errors="return" gives an `EncodeResult`. A bad image beside a good text is
+        that item's error. Raises `InputError` for arguments that cannot be paired up, `BackendError` and
+        `ParityError` when the engine fails.
+        """
+        if errors not in ("raise", "return"):
+            raise InputError(f"errors is {errors!r}; expected 'raise' or 'return'")
+        if type(batch_size) is not int or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}; expected a positive int")
+        pairs = _pair(texts, images)
+        embeddings = np.full((len(pairs), self.embed_dim), np.nan, np.float32)
+        failed: dict[int, UniecsError] = {}
+        window = batch_size * WINDOW_BATCHES
+        for start in range(0, len(pairs), window):
+            self._encode_window(pairs[start : start + window], start, batch_size, embeddings, failed)
+            if failed and errors == "raise":
+                first = min(failed)
+                raise type(failed[first])(f"item {first}: {failed[first]}") from failed[first]
+        return EncodeResult(embeddings, dict(sorted(failed.items()))) if errors == "return" else embeddings
+
+    def _encode_window(
+        self,
+        pairs: Sequence[tuple[Any, Any]],
+        start: int,
+        batch_size: int,
+        embeddings: FloatArray,
+        failed: dict[int, UniecsError],
+    ) -> None:
+        """Fill `embeddings` and `failed` for the items from position `start` on."""
+        groups: dict[tuple[bool, bool], list[_Item]] = {}
+        for item in self._tokenized(pairs, start, failed):
+            groups.setdefault((item.ids is not None, item.image is not None), []).append(item)
+        for group in groups.values():
+            group.sort(key=lambda item: len(item.ids or ()))
+            for first in range(0, len(group), batch_size):
+                self._encode_batch(group[first : first + batch_size], embeddings, failed)
+
+    def _tokenized(self, pairs: Sequence[tuple[Any, Any]], start: int, failed: dict[int, UniecsError]) -> list[_Item]:
+        """The usable items of a window, their texts as token ids."""
+        good: list[tuple[int, str | None, ImageSource | None]] = []
+        for position, (text, image) in enumerate(pairs, start):
+            try:
+                if text is None and image is None:
+                    raise InputError("the item has neither text nor image; expected at least one")
+                good.append((position, None if text is None else check_text(text), image))
+            except InputError as error:
+                failed[position] = error
+        ids = iter(self._tokenizer.encode([text for _, text, _ in good if text is not None]))
+        return [_Item(position, None if text is None else next(ids), image) for position, text, image in good]
+
+    def _encode_batch(self, items: Sequence[_Item], embeddings: FloatArray, failed: dict[int, UniecsError]) -> None:
+        """Embed items of one kind together; an image that fails leaves the batch."""
+        pixels: list[FloatArray] = []
+        kept: list[_Item] = []
+        for item in items:
+            try:
+                if item.image is not None:
+                    pixels.append(pixel_values(item.image, self._preprocessing))
+                kept.append(item)
+            except InputError as error:
+                failed[item.position] = error
+        if not kept:
+            return
+        ids = [item.ids for item in kept if item.ids is not None]
+        rows = embed(
+            self._backend,
+            self.embed_dim,
+            np.stack(pixels) if pixels else None,
+            self._tokenizer.pad(ids) if ids else None,
+        )
+        embeddings[[item.position for item in kept]] = rows
+
+
+def embed(
+    backend: Backend,
+    embed_dim: int,
+    pixel_values: FloatArray | None,
+    tokens: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
+) -> FloatArray:
+    """Run the graphs for a batch of one kind: (B, D) float32.
+
+    `pixel_values` (B, 3, H, W) or None, `tokens` (input_ids, attention_mask), both (B, Nt), or None; at least
+    one is given. An absent side is one zero token, which equals any number of them (design: the exact fast
+    path), and its graph does not run. Raises `ParityError` for an output of the wrong shape or not finite.
+    """
+    given = pixel_values if pixel_values is not None else tokens[0] if tokens is not None else ()
+    batch = len(given)
+    image_tokens: npt.NDArray[Any] = np.zeros((batch, 1, embed_dim), np.float32)
+    text_tokens: npt.NDArray[Any] = image_tokens
+    text_mask = np.ones((batch, 1), np.int64)
+    if pixel_values is not None:
+        image_tokens = backend.run("image_encoder", {"pixel_values": pixel_values})
+    if tokens is not None:
+        input_ids, text_mask = tokens
+        text_tokens = backend.run("text_encoder", {"input_ids": input_ids, "attention_mask": text_mask})
+    indicator = np.array([[pixel_values is not None, tokens is not None]] * batch, np.float32)
+    embedding = backend.run(
+        "fusion",
+        {
+            "image_tokens": image_tokens,
+            "text_tokens": text_tokens,
+            "text_mask": text_mask,
+            "modality_indicator": indicator,
+        },
+    )
+    if embedding.shape != (batch, embed_dim) or not np.isfinite(embedding).all():
+        bad = "values that are not finite" if embedding.shape == (batch, embed_dim) else f"shape {embedding.shape}"
+        raise ParityError(
+            f"{backend.name} ({backend.device}, {backend.precision}) gave an embedding with {bad}; expected "
+            f"finite ({batch}, {embed_dim}): check the bundle with `uniecs verify`"
+        )
+    return embedding.astype(np.float32, copy=False)
+
+
+def _pair(texts: object, images: object) -> list[tuple[Any, Any]]:
+    """Both sides as one list of (text or None, image or None)."""
+    if texts is None and images is None:
+        raise InputError("neither texts nor images were given; expected a list of either or of both")
+    text_list = None if texts is None else _listed("texts", texts)
+    image_list = None if images is None else _listed("images", images)
+    if text_list is None:
+        return [(None, image) for image in image_list or ()]
+    if image_list is None:
+        return [(text, None) for text in text_list]
+    if len(text_list) != len(image_list):
+        raise InputError(
+            f"{len(text_list)} texts and {len(image_list)} images; expected as many, None where one is absent"
+        )
+    return list(zip(text_list, image_list, strict=True))
+
+
+def _listed(what: str, values: object) -> list[Any]:
+    """`values` as a list; a single item in place of a list, or an unordered set, is an `InputError`."""
+    single = isinstance(values, (str, bytes, bytearray, os.PathLike, Mapping, Set)) or hasattr(values, "read")
+    if isinstance(values, np.ndarray):
+        single = values.ndim != 1 if what == "texts" else values.ndim not in (1, 4)
+    if single or not isinstance(values, Iterable):
+        raise InputError(f"{what} is of type {type(values).__name__}; expected a list, such as [{what[:-1]}]")
+    return list(values)
