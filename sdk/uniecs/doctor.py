@@ -1,0 +1,101 @@
+"""What is installed here, which backends and devices work, and what `load("mini")` would choose and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+from uniecs import __version__
+from uniecs.errors import UniecsError
+
+DEFAULT_MODEL = "mini"
+PACKAGES = {
+    "": ("numpy", "openvino", "tokenizers", "pillow", "hnswlib", "safetensors", "tqdm"),
+    "onnxruntime": ("onnxruntime",),
+    "gpu": ("onnxruntime-gpu",),
+    "parquet": ("pyarrow",),
+    "train": ("torch", "transformers", "tensorboard", "scikit-learn"),
+    "export": ("onnx", "onnxscript"),
+}
+"""Extra of uniecs ("" the runtime itself) -> the packages it brings."""
+WHY = (
+    '"auto" is device cpu (a GPU only when asked for), backend openvino on cpu and onnxruntime on cuda, '
+    "precision fp32; what is not available is an error, never a silent fallback"
+)
+"""The rule of `uniecs.backends.base.create_backend`."""
+
+
+def examine() -> dict[str, Any]:
+    """Look at this machine; JSON types. A fault found is part of the report, not raised."""
+    from uniecs.backends.base import available_backends
+
+    return {
+        "uniecs": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": [_package(name, extra) for extra, names in PACKAGES.items() for name in names],
+        "backends": available_backends(),
+        "models": _models(),
+        "default": _default(),
+    }
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report of `examine` as plain text."""
+    lines = [
+        f"uniecs {report['uniecs']}, Python {report['python']}",
+        f"{report['platform']}, {report['cpus']} CPUs",
+        "",
+        "packages",
+    ]
+    for package in report["packages"]:
+        extra = f"uniecs[{package['extra']}]" if package["extra"] else "uniecs"
+        absent = f"not installed (pip install '{extra}')"
+        lines.append(f"  {package['name']:18}{package['version'] or absent}")
+    lines += ["", "backends", *(f"  {name:18}{state}" for name, state in report["backends"].items())]
+    lines += ["", "packaged models"]
+    lines += [f"  {model['name']:18}{model['state']}" for model in report["models"]] or ["  none"]
+    default = report["default"]
+    lines += ["", f'load("{default["model"]}") ' + ("works" if default["works"] else "does NOT work")]
+    lines += [f"  {default['chosen'] or default['error']}", f"  why: {default['why']}"]
+    return "\n".join(lines)
+
+
+def _package(name: str, extra: str) -> dict[str, str | None]:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    return {"name": name, "version": version, "extra": extra}
+
+
+def _models() -> list[dict[str, str]]:
+    """Each packaged bundle, and whether its checksums hold."""
+    from uniecs.bundle import open_bundle, packaged_bundle, packaged_names
+
+    models = []
+    for name in packaged_names():
+        try:
+            state = f"{open_bundle(packaged_bundle(name)).model_id}, checksums hold"
+        except UniecsError as error:
+            state = f"damaged: {error}"
+        models.append({"name": name, "state": state})
+    return models
+
+
+def _default() -> dict[str, Any]:
+    """What `load` with nothing but defaults gives, tried on one text."""
+    from uniecs.encoder import load
+
+    chosen, failure = None, None
+    try:
+        encoder = load(DEFAULT_MODEL)
+        encoder.encode(texts=["red kurta"])
+        chosen = f"{encoder.model_id} on {encoder.backend}, device {encoder.device}, {encoder.precision}"
+    except UniecsError as error:
+        failure = str(error)
+    return {"model": DEFAULT_MODEL, "works": failure is None, "chosen": chosen, "error": failure, "why": WHY}

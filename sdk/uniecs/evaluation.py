@@ -1,0 +1,248 @@
+"""Retrieval evaluation: nine tasks {image, text, both} x {image, text, both}, Recall@k, two plain baselines.
+
+A pair is two similar products. The trigger of a pair is the query, the recall side of all pairs is the
+set of candidates, and the partner is the one right answer (the M-BEER benchmark of the UniECS paper).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from uniecs.catalog import Product, Rejected, read_catalog
+from uniecs.errors import CatalogError, InputError, MissingExtraError, UniecsError
+from uniecs.preprocess import open_image
+
+if TYPE_CHECKING:
+    from uniecs.preprocess import ImageSource
+
+Floats = npt.NDArray[np.floating[Any]]
+Recalls = dict[int, float]
+Pairs = Sequence[tuple[str, str]]
+
+KS = (1, 5, 10)
+VIEWS: Mapping[str, str] = {"t": "text", "v": "image", "vt": "multimodal"}
+TASKS: Mapping[str, tuple[str, str]] = {
+    f"{query}>{candidate}": (VIEWS[query], VIEWS[candidate]) for query in VIEWS for candidate in VIEWS
+}
+"""Name of a task -> (view of the query, view of the candidates); "t>v" finds images by text."""
+
+PAIR_COLUMNS = ["trigger_id", "recall_id"]
+RAW_PIXELS = (12, 16)
+"""Width and height, in px, of the raw-pixel baseline's thumbnails."""
+_CHUNK = 256
+
+
+class PairEncoder(Protocol):
+    """What evaluation asks of an encoder; `uniecs.Encoder` is one."""
+
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    def encode(self, texts: Any = None, images: Any = None, *, errors: Any = "raise") -> Any: ...
+
+
+def recall_at_k(scores: Floats, target: npt.ArrayLike, ks: Sequence[int] = KS) -> Recalls:
+    """Share of queries whose target is among the k best candidates.
+
+    `scores` (Q, C) floats, higher is better; `target` (Q,) integers, the column of each query's answer.
+    Ties are counted pessimistically: every other candidate that scores as much as the target stands
+    before it, so that a constant score earns nothing. Raises `InputError` on other shapes, no query,
+    a target outside the columns, or scores that are not finite.
+    """
+    answers = np.asarray(target)
+    if scores.ndim != 2 or answers.shape != scores.shape[:1] or not scores.size:
+        raise InputError(f"scores {scores.shape} and target {answers.shape}; expected (Q, C) and (Q,), not empty")
+    if answers.dtype.kind not in "iu" or answers.min() < 0 or answers.max() >= scores.shape[1]:
+        raise InputError(f"target must be integers from 0 to {scores.shape[1] - 1}, the columns of scores")
+    if not np.isfinite(scores).all():
+        raise InputError("scores hold NaN or infinite values; expected finite numbers")
+    own = np.take_along_axis(scores, answers[:, None], axis=1)
+    ahead = (scores >= own).sum(axis=1) - 1
+    return {k: float((ahead < k).mean()) for k in ks}
+
+
+def read_pairs(path: str | Path) -> list[tuple[str, str]]:
+    """Read a CSV with the header `trigger_id,recall_id`; `CatalogError` names the file and the fault."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CatalogError(f"cannot read the pairs file {path}: {error}") from error
+    if not rows or rows[0] != PAIR_COLUMNS:
+        got = ",".join(rows[0]) if rows else "an empty file"
+        raise CatalogError(f"pairs file {path} has the header {got!r}; expected {','.join(PAIR_COLUMNS)!r}")
+    pairs = []
+    for number, row in enumerate(rows[1:], start=1):
+        if not row:
+            continue
+        if len(row) != 2 or not all(row) or row[0] == row[1]:
+            raise CatalogError(f"pair {number} of {path} is {','.join(row)!r}; expected two different ids")
+        pairs.append((row[0], row[1]))
+    if not pairs:
+        raise CatalogError(f"pairs file {path} has no pairs below its header")
+    return pairs
+
+
+def read_products(catalog: str | Path) -> tuple[dict[str, Product], list[Rejected]]:
+    """Readable products of a catalogue by id, and the rejected rows; a repeated id keeps its first row."""
+    products: dict[str, Product] = {}
+    rejected = []
+    for row, item in enumerate(read_catalog(catalog)):
+        if isinstance(item, Rejected):
+            rejected.append(item)
+        elif item.id in products:
+            error = CatalogError(f"id {item.id!r} appears a second time; the first row is kept")
+            rejected.append(Rejected(row, item.id, error))
+        else:
+            products[item.id] = item
+    return products, rejected
+
+
+def evaluate(encoder: PairEncoder, catalog: str | Path, pairs: str | Path) -> dict[str, Any]:
+    """Nine tasks and the baselines on a catalogue file and a pairs file, as one dictionary of JSON types.
+
+    Keys: pairs, products (readable ones in the catalogue), candidates, model_id, backend, device, precision,
+    tasks {"t>v": {"1": share, ...}}, baselines {"tfidf": {"t>t": ...}, "raw_pixels": {"v>v": ...}}.
+    Raises `CatalogError` on unusable files, and what `evaluate_pairs` and `baselines` raise.
+    """
+    named = read_pairs(pairs)
+    products, _ = read_products(catalog)
+    plain = baselines(products, named)
+    tasks = evaluate_pairs(encoder, products, named)
+    return {
+        "pairs": len(named),
+        "products": len(products),
+        "candidates": len({recall for _, recall in named}),
+        "model_id": encoder.model_id,
+        "backend": encoder.backend,
+        "device": encoder.device,
+        "precision": encoder.precision,
+        "tasks": _json_keys(tasks),
+        "baselines": {name: _json_keys(figures) for name, figures in plain.items()},
+    }
+
+
+def evaluate_pairs(encoder: PairEncoder, products: Mapping[str, Product], pairs: Pairs) -> dict[str, Recalls]:
+    """Recall@1/5/10 of the nine `TASKS`, on embeddings from `encoder`.
+
+    Each product of the pairs is embedded three times: by its image, its title and both. The candidates are
+    the distinct recall-side products. Raises `CatalogError` naming a product that is not in `products`,
+    lacks a title or an image, or cannot be embedded: figures over other pairs would not be comparable.
+    """
+    queries, candidates, target = _sides(products, pairs)
+    ids = sorted({*queries, *candidates})
+    row = {each: i for i, each in enumerate(ids)}
+    views = {view: _embed(encoder, [products[each] for each in ids], view) for view in VIEWS.values()}
+    left, right = [row[each] for each in queries], [row[each] for each in candidates]
+    return {
+        task: recall_at_k(views[query][left] @ views[candidate][right].T, target)
+        for task, (query, candidate) in TASKS.items()
+    }
+
+
+def baselines(products: Mapping[str, Product], pairs: Pairs) -> dict[str, dict[str, Recalls]]:
+    """What there is without a model: title TF-IDF for text to text, 12x16 raw pixels for image to image.
+
+    TF-IDF is fitted on all titles of `products`; a photo becomes 12x16 RGB values (bicubic), less their own
+    mean; both are compared by cosine. Raises `CatalogError` like `evaluate_pairs`, and `MissingExtraError`
+    without scikit-learn.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the title TF-IDF baseline needs scikit-learn: pip install 'uniecs[train]'") from error
+    queries, candidates, target = _sides(products, pairs)
+    vectorizer = TfidfVectorizer().fit([each.title for each in products.values() if each.title])
+    left, right = (vectorizer.transform([products[i].title for i in side]) for side in (queries, candidates))
+    ids = sorted({*queries, *candidates})
+    row = {each: i for i, each in enumerate(ids)}
+    pixels = _raw_pixels([products[each] for each in ids])
+    similarity = pixels[[row[i] for i in queries]] @ pixels[[row[i] for i in candidates]].T
+    return {
+        "tfidf": {"t>t": recall_at_k((left @ right.T).toarray(), target)},
+        "raw_pixels": {"v>v": recall_at_k(similarity, target)},
+    }
+
+
+def format_table(report: Mapping[str, Any]) -> str:
+    """An `evaluate` report as an aligned plain-text table: rows tasks and baselines, columns R@1 R@5 R@10."""
+    rows = [(task, report["tasks"][task]) for task in TASKS if task in report["tasks"]]
+    for name, figures in report["baselines"].items():
+        rows += [(f"{task} {name}", recalls) for task, recalls in figures.items()]
+    width = max(len(label) for label, _ in rows)
+    head = f"{report['model_id']} on {report['backend']} ({report['device']}, {report['precision']}): "
+    lines = [head + f"{report['pairs']} pairs, {report['candidates']} candidates"]
+    lines.append("task".ljust(width) + "".join(f"R@{k}".rjust(8) for k in KS))
+    lines += [label.ljust(width) + "".join(f"{recalls[str(k)]:8.3f}" for k in KS) for label, recalls in rows]
+    lines.append("t = text, v = image, vt = both; query>candidates")
+    return "\n".join(lines)
+
+
+def _sides(products: Mapping[str, Product], pairs: Pairs) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:
+    """Query ids, distinct candidate ids and the column of each query's answer; every product is complete."""
+    if not pairs:
+        raise CatalogError("no pairs to evaluate; expected at least one")
+    for each in (name for pair in pairs for name in pair):
+        if each not in products:
+            raise CatalogError(f"the pairs name the product {each!r}, which is not among the readable products")
+        lacking = [field for field in ("title", "image") if getattr(products[each], field) is None]
+        if lacking:
+            raise CatalogError(f"product {each!r} of the pairs has no {lacking[0]}; the nine tasks need both")
+    candidates = list(dict.fromkeys(recall for _, recall in pairs))
+    column = {each: i for i, each in enumerate(candidates)}
+    return [trigger for trigger, _ in pairs], candidates, np.array([column[recall] for _, recall in pairs])
+
+
+def _embed(encoder: PairEncoder, products: Sequence[Product], view: str) -> npt.NDArray[np.float32]:
+    """(n, embed_dim) float32 embeddings of one view, in chunks so that a terminal sees progress."""
+    from tqdm import tqdm
+
+    embeddings = np.empty((len(products), encoder.embed_dim), dtype=np.float32)
+    for start in tqdm(range(0, len(products), _CHUNK), desc=view, unit="chunk", disable=None, leave=False):
+        chunk = products[start : start + _CHUNK]
+        result = encoder.encode(
+            texts=None if view == "image" else [each.title for each in chunk],
+            images=None if view == "text" else [each.image for each in chunk],
+            errors="return",
+        )
+        if result.errors:
+            first = min(result.errors)
+            raise _unusable(chunk[first], result.errors[first])
+        embeddings[start : start + len(chunk)] = result.embeddings
+    return embeddings
+
+
+def _raw_pixels(products: Sequence[Product]) -> Floats:
+    """(n, 576) unit vectors of RGB thumbnails less their own mean; a photo of one grey becomes zeros."""
+    thumbnails = []
+    for each in products:
+        try:
+            photo = open_image(cast("ImageSource", each.image))  # `_sides` has seen that it is there
+            thumbnails.append(np.asarray(photo.resize(RAW_PIXELS), dtype=np.float64).ravel())
+        except UniecsError as error:
+            raise _unusable(each, error) from error
+    pixels: Floats = np.stack(thumbnails)
+    pixels -= pixels.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(pixels, axis=1, keepdims=True)
+    return pixels / np.where(norms > 0, norms, 1.0)
+
+
+def _unusable(product: Product, error: UniecsError) -> CatalogError:
+    return CatalogError(f"product {product.id!r} of the pairs cannot be used: {error}")
+
+
+def _json_keys(figures: Mapping[str, Recalls]) -> dict[str, dict[str, float]]:
+    return {task: {str(k): value for k, value in recalls.items()} for task, recalls in figures.items()}
