@@ -106,7 +106,7 @@ def test_one_zero_token_equals_the_full_length(model: UniECS, tokens: Inputs) ->
 
 
 def test_forward_gives_the_three_representations(model: UniECS, tokens: Inputs) -> None:
-    image, text, mask, both = tokens
+    _, _, mask, _ = tokens
     p = model.config.preprocessing
     pixels, ids = torch.randn(5, 3, p.height_px, p.width_px), torch.randint(5, 200, (5, 9))
     with torch.no_grad():

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from uniecs.config import MODELS, ModelConfig, StrictConfig
 from uniecs.errors import ConfigError
 
-
 PATH_KEYS = {
     "data": ("catalog", "pairs"),
     "validation": ("catalog", "pairs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -81,6 +82,12 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _require_at_least(config: Any, minimum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= minimum, f"{name} is {value}; expected at least {minimum}")
+
+
 @dataclass(frozen=True)
 class Preprocessing(StrictConfig):
     """What turns a photo into `pixel_values` and a title into `input_ids`; it travels with the model.
@@ -98,6 +105,7 @@ class Preprocessing(StrictConfig):
     def __post_init__(self) -> None:
         _require(1 <= self.height_px <= 4096, f"height_px is {self.height_px}; expected 1 to 4096")
         _require(1 <= self.width_px <= 4096, f"width_px is {self.width_px}; expected 1 to 4096")
+        _require(all(map(math.isfinite, self.mean + self.std)), "mean and std must be finite numbers")
         _require(min(self.std) > 0, f"std is {self.std}; expected positive numbers")
         _require(3 <= self.max_tokens <= 4096, f"max_tokens is {self.max_tokens}; expected 3 to 4096")
 
@@ -114,6 +122,7 @@ class ImageEncoderConfig(StrictConfig):
     intermediate: int = 3072
 
     def __post_init__(self) -> None:
+        _require_at_least(self, 1, "patch_px", "hidden", "layers", "heads", "intermediate")
         _require(
             self.hidden % self.heads == 0,
             f"image hidden {self.hidden} is not a multiple of heads {self.heads}",
@@ -132,6 +141,7 @@ class TextEncoderConfig(StrictConfig):
     max_positions: int = 512
 
     def __post_init__(self) -> None:
+        _require_at_least(self, 1, "vocab_size", "hidden", "layers", "heads", "intermediate", "max_positions")
         _require(
             self.hidden % self.heads == 0,
             f"text hidden {self.hidden} is not a multiple of heads {self.heads}",
@@ -146,6 +156,10 @@ class FusionConfig(StrictConfig):
     gated_layers: int = 1
     blocks: int = 3
     mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "heads", "gated_layers", "mlp_ratio")
+        _require_at_least(self, 0, "blocks")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def open_image(source: ImageSource) -> Image:
     Raises `ImageError` when it is missing, damaged, of an unknown kind, or has more than `MAX_IMAGE_PIXELS` pixels
     (seen from the header, before anything is decoded).
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     name = describe(source)
     try:
@@ -70,7 +70,7 @@ def open_image(source: ImageSource) -> Image:
         raise ImageError(f"{name} is too large: {error}") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist; expected an image file") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image of a known kind; expected {', '.join(FORMATS)}") from error
     except DECODER_ERRORS as error:
         raise ImageError(f"{name} cannot be decoded: {error}") from error
