@@ -1,0 +1,352 @@
+"""Products: read from .csv, .jsonl, .parquet, DataFrames and iterables, and filtered by their attributes.
+
+Everything that takes products reads them through `read_catalog`: the search engine, the trainer, the command
+line. A faulty row is yielded as `Rejected` and reading goes on; a file that cannot be read at all raises
+`CatalogError`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from uniecs.errors import CatalogError, FilterError, InputError, MissingExtraError, UniecsError
+from uniecs.preprocess import check_text
+
+if TYPE_CHECKING:
+    from uniecs.preprocess import ImageSource
+
+Scalar: TypeAlias = str | int | float | bool
+Attribute: TypeAlias = Scalar | list[Scalar] | None
+
+PARQUET_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product, with at least one of `title` and `image`."""
+
+    id: str
+    title: str | None = None
+    image: ImageSource | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that was left out: its position among the rows (from 0), its id where known, the reason."""
+
+    row: int
+    id: str | None
+    error: UniecsError
+
+    def __post_init__(self) -> None:
+        # A traceback keeps its frames alive, and with them the pictures of every row read together with this one.
+        link: BaseException | None = self.error
+        while link is not None:
+            link.__traceback__ = None
+            link = link.__cause__ or link.__context__
+
+
+def read_catalog(source: object) -> Iterator[Product | Rejected]:
+    """Stream the products of `source`, one item a row and in order: `enumerate` counts the rows.
+
+    `source` is a path ending in .csv, .jsonl or .parquet, a DataFrame, or an iterable of `Product` or of
+    mappings. The columns are id (a string or integer), title and image; every other one is an attribute, and
+    so is every entry of a mapping under `attributes`. None, NaN and blank strings are absent. An image is a
+    path (relative to the catalogue file's folder), bytes, or {bytes, path}; it is not opened here.
+
+    Raises `CatalogError` for a file that is missing, damaged, of another kind or without an id column,
+    `MissingExtraError` for .parquet without pyarrow, `InputError` for any other kind of source.
+    """
+    folder = None
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        folder = path.absolute().parent
+        records = _file_records(path)
+    elif hasattr(source, "itertuples") and hasattr(source, "columns"):
+        records = _frame_records(source)
+    elif isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping, Product)):
+        records = iter(source)
+    else:
+        raise InputError(
+            f"catalogue is of type {type(source).__name__}; expected a .csv, .jsonl or .parquet path, "
+            "a DataFrame, or an iterable of products"
+        )
+    return (_checked(row, record, folder) for row, record in enumerate(records))
+
+
+def _file_records(path: Path) -> Iterator[object]:
+    readers = {".csv": _csv_records, ".jsonl": _jsonl_records, ".parquet": _parquet_records}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise CatalogError(f"catalogue {path} ends in {path.suffix!r}; expected one of {', '.join(readers)}")
+    if not path.is_file():
+        raise CatalogError(f"catalogue {path} does not exist or is not a file")
+    return reader(path)
+
+
+def _csv_records(path: Path) -> Iterator[object]:
+    # Bytes that are not UTF-8 become lone surrogates, which reject their own row only.
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            rows = csv.reader(lines)
+            columns = _check_columns(next(rows, []), path)
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield InputError(f"{path} line {rows.line_num} is not CSV: {error}")
+                    continue
+                if row and len(row) != len(columns):
+                    yield InputError(f"{path} line {rows.line_num} has {len(row)} cells; expected {len(columns)}")
+                elif row:
+                    yield dict(zip(columns, row, strict=True))
+    except (OSError, csv.Error) as error:
+        raise CatalogError(f"catalogue {path} cannot be read: {error}") from error
+
+
+def _jsonl_records(path: Path) -> Iterator[object]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    yield InputError(f"{path} line {number} is not JSON: {error}")
+    except OSError as error:
+        raise CatalogError(f"catalogue {path} cannot be read: {error}") from error
+
+
+def _parquet_records(path: Path) -> Iterator[object]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("reading .parquet needs pyarrow: pip install 'uniecs[parquet]'") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names, path)
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise CatalogError(f"catalogue {path} cannot be read: {error}") from error
+
+
+def _frame_records(frame: Any) -> Iterator[object]:
+    columns = _check_columns(frame.columns, "DataFrame")
+    return (dict(zip(columns, row, strict=True)) for row in frame.itertuples(index=False, name=None))
+
+
+def _check_columns(columns: Iterable[str], name: object) -> list[str]:
+    columns = list(columns)
+    if "id" not in columns:
+        raise CatalogError(f"catalogue {name} has no column 'id'; its columns are {', '.join(map(str, columns))}")
+    twice = {column for column in columns if columns.count(column) > 1}
+    if twice:
+        raise CatalogError(f"catalogue {name} has the column {min(twice)!r} twice")
+    return columns
+
+
+def _checked(row: int, record: object, folder: Path | None) -> Product | Rejected:
+    identity = None
+    try:
+        if isinstance(record, UniecsError):
+            raise record
+        fields = _fields(record)
+        identity = _id(fields.pop("id", None))
+        title = _plain(fields.pop("title", None), "title")
+        image = _image(fields.pop("image", None), folder)
+        if title is None and image is None:
+            raise InputError(f"product {identity!r} has neither a title nor an image; expected at least one")
+        attributes = {_key(key): value for key, cell in fields.items() if (value := _attribute(cell, key)) is not None}
+        return Product(identity, None if title is None else check_text(title), image, attributes)
+    except UniecsError as error:
+        return Rejected(row, identity, error)
+
+
+def _fields(record: object) -> dict[Any, Any]:
+    """One flat dictionary: id, title, image and the attributes."""
+    if isinstance(record, Product):
+        return {**record.attributes, "id": record.id, "title": record.title, "image": record.image}
+    if not isinstance(record, Mapping):
+        raise InputError(f"row is of type {type(record).__name__}; expected a product")
+    fields = dict(record)
+    if isinstance(fields.get("attributes"), Mapping):
+        fields = {**fields.pop("attributes"), **fields}
+    return fields
+
+
+def _id(value: object) -> str:
+    value = _plain(value, "id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise InputError(f"id is {value!r}; expected a string or an integer")
+    return value
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str) or not key:
+        raise InputError(f"attribute name is {key!r}; expected a string")
+    return key
+
+
+def _image(value: Any, folder: Path | None) -> ImageSource | None:
+    if isinstance(value, Mapping):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, (bytearray, memoryview)):
+        value = bytes(value)
+    if _is_missing(value):
+        return None
+    if isinstance(value, str) and folder is not None:
+        return str(folder / value)
+    image: ImageSource = value
+    return image
+
+
+def _attribute(value: object, name: str) -> Attribute:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return _plain(value, name)
+    return [item for each in value if (item := _plain(each, name)) is not None] or None
+
+
+def _plain(value: object, name: str) -> Scalar | None:
+    """A JSON scalar, or None for what is absent; raises `InputError` for any other type."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Decimal):
+        value = float(value)
+    if _is_missing(value):
+        return None
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, float) and math.isinf(value):
+        raise InputError(f"{name} is {value}; expected a finite number")
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} is not valid Unicode (was the file UTF-8?): {error}") from error
+        return value
+    if isinstance(value, (bool, int, float)):
+        return value
+    raise InputError(f"{name} is of type {type(value).__name__}; expected a string, number, boolean or list of them")
+
+
+def _is_missing(value: object) -> bool:
+    if isinstance(value, str):
+        return not value.strip(" \t\r\n\0")
+    if isinstance(value, float):
+        return math.isnan(value)
+    # pandas' own two markers, without importing pandas
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+Condition: TypeAlias = Callable[[Scalar], bool]
+
+
+def compile_where(where: object) -> Callable[[Product], bool]:
+    """Turn a `where` filter into a test of a product; raises `FilterError` for a value that cannot be used.
+
+    `where` maps attribute names to a scalar (equal), a list (equal to any) or a (low, high) tuple (between
+    them, both included; None is open), and all must hold. A number equals a number, a string a string, a
+    boolean a boolean. A range of numbers also takes strings that read as numbers, as a .csv has them; a
+    range of strings goes by code points. Of a list attribute, any one value may match; an absent attribute
+    never matches.
+    """
+    if not isinstance(where, Mapping):
+        raise FilterError(f"where is of type {type(where).__name__}; expected a mapping of attributes to values")
+    conditions = [(key, _condition(key, wanted)) for key, wanted in where.items()]
+
+    def matches(product: Product) -> bool:
+        for key, condition in conditions:
+            value = product.attributes.get(key)
+            values = value if isinstance(value, list) else [value]
+            if not any(each is not None and condition(each) for each in values):
+                return False
+        return True
+
+    return matches
+
+
+def check_where_keys(where: Mapping[str, object], products: Iterable[Product]) -> None:
+    """Raises `FilterError`, listing the known keys, if no product has an attribute that `where` names."""
+    known = {key for product in products for key in product.attributes}
+    unknown = [key for key in where if key not in known]
+    if unknown:
+        raise FilterError(f"where has the unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known)) or 'none'}")
+
+
+def _condition(key: object, wanted: object) -> Condition:
+    if isinstance(wanted, tuple):
+        return _range(key, wanted)
+    if isinstance(wanted, (set, frozenset, np.ndarray)):
+        wanted = list(wanted)
+    if not isinstance(wanted, list):
+        wanted = [wanted]
+    if not wanted:
+        raise FilterError(f"where[{key!r}] is an empty list; expected at least one value")
+    choices = {_typed(_filter_scalar(key, each)) for each in wanted}
+    return lambda value: _typed(value) in choices
+
+
+def _typed(value: Scalar) -> tuple[bool, Scalar]:
+    """Keeps True apart from 1."""
+    return isinstance(value, bool), value
+
+
+def _filter_scalar(key: object, value: object) -> Scalar:
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise FilterError(
+        f"where[{key!r}] is {value!r}; expected a string, number, boolean, list of them, or (low, high) tuple"
+    )
+
+
+def _range(key: object, bounds: Sequence[object]) -> Condition:
+    if len(bounds) != 2:
+        raise FilterError(f"where[{key!r}] is {bounds!r}; a tuple is a (low, high) range; a list is a set of values")
+    low, high = (None if bound is None else _filter_scalar(key, bound) for bound in bounds)
+    kinds = {isinstance(bound, str) for bound in (low, high) if bound is not None}
+    if len(kinds) != 1 or isinstance(low, bool) or isinstance(high, bool):
+        raise FilterError(f"where[{key!r}] is {bounds!r}; expected two numbers or two strings, one of them may be None")
+    as_operand: Callable[[Scalar], Any] = _text_operand if kinds == {True} else _number_operand
+    if low is not None and high is not None and as_operand(low) > as_operand(high):
+        raise FilterError(f"where[{key!r}] is {bounds!r}; low is above high")
+
+    def inside(value: Scalar) -> bool:
+        operand = as_operand(value)
+        return operand is not None and (low is None or operand >= low) and (high is None or operand <= high)
+
+    return inside
+
+
+def _text_operand(value: Scalar) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number_operand(value: Scalar) -> int | float | None:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return None if isinstance(value, bool) else value

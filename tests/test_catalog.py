@@ -1,0 +1,306 @@
+"""Reading products from every kind of source, row by row, and filtering them by attributes."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from uniecs.catalog import Product, Rejected, check_where_keys, compile_where, read_catalog
+from uniecs.errors import CatalogError, FilterError, InputError, TextError
+
+
+def read(source: object) -> list[Product | Rejected]:
+    return list(read_catalog(source))
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def reason(item: Product | Rejected) -> str:
+    assert isinstance(item, Rejected), item
+    return str(item.error)
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "shop.CSV",
+        '\ufeffid,title,image,colour,price\n007,"red, long\nkurta",a.jpg,Red,49.5\n8,,b.jpg,,\n\n9,浴衣 👘,,,1\n',
+    )
+    assert read(path) == [
+        Product("007", "red, long\nkurta", str(tmp_path / "a.jpg"), {"colour": "Red", "price": "49.5"}),
+        Product("8", None, str(tmp_path / "b.jpg"), {}),
+        Product("9", "浴衣 👘", None, {"price": "1"}),
+    ]
+
+
+def test_csv_images_are_found_from_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "shop.csv", "id,image\n1,a.jpg\n2,/data/b.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    assert [item.image for item in read("shop.csv") if isinstance(item, Product)] == [
+        str(tmp_path / "a.jpg"),
+        "/data/b.jpg",
+    ]
+
+
+def test_csv_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
+    huge = "x" * 200_000
+    data = (
+        b"id,title,colour\n1,ok,red\n2,short\n3,a,b,c\n4,caf\xe9,red\n5,"
+        + huge.encode()
+        + b",red\n,none,red\n7,,\n8,ok,\n"
+    )
+    items = read(write(tmp_path / "shop.csv", data))
+    assert [isinstance(item, Product) for item in items] == [True, False, False, False, False, False, False, True]
+    assert "has 2 cells; expected 3" in reason(items[1])
+    assert "has 4 cells; expected 3" in reason(items[2])
+    assert "not valid Unicode" in reason(items[3])
+    assert "is not CSV" in reason(items[4])
+    assert "id is None" in reason(items[5])
+    assert "neither a title nor an image" in reason(items[6])
+    assert isinstance(items[3], Rejected) and (items[3].row, items[3].id) == (3, "4")
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = [
+        {"id": 1, "title": "shirt", "sizes": ["S", "M"], "price": 9.5, "sale": True, "brand": None, "note": ""},
+        {"id": "2", "image": {"bytes": None, "path": "a.jpg"}, "attributes": {"colour": "red"}},
+    ]
+    path = write(tmp_path / "shop.jsonl", "\n\n".join(map(json.dumps, lines)))
+    assert read(path) == [
+        Product("1", "shirt", None, {"sizes": ["S", "M"], "price": 9.5, "sale": True}),
+        Product("2", None, str(tmp_path / "a.jpg"), {"colour": "red"}),
+    ]
+
+
+def test_jsonl_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
+    lines = [
+        b'{"id": "1", "title": "ok"}',
+        b'{"id": "2", "title": "cut o',
+        b'["3", "list"]',
+        b'{"id": "4", "title": 5}',
+        b'{"id": "5", "title": "\\ud800"}',
+        b'{"id": "6", "title": "x", "price": 1e999}',
+        b'{"id": "7", "title": "x", "size": {"eu": 40}}',
+        b'{"id": 1.5, "title": "x"}',
+        b"[" * 100_000,
+        b'{"id": "\xff", "title": "x"}',
+        b'{"id": "11", "title": "ok", "price": NaN}',
+    ]
+    items = read(write(tmp_path / "shop.jsonl", b"\n".join(lines)))
+    assert [item.row for item in items if isinstance(item, Rejected)] == list(range(1, 10))
+    assert items[-1] == Product("11", "ok")
+    assert isinstance(items[3], Rejected) and isinstance(items[3].error, TextError)
+    assert "not valid Unicode" in reason(items[4])
+    assert "expected a finite number" in reason(items[5])
+    assert "size is of type dict" in reason(items[6])
+    assert "expected a string or an integer" in reason(items[7])
+
+
+def test_parquet_in_the_layout_of_datasets_image(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {"id": "1", "title": "shirt", "image": {"bytes": b"JPEG", "path": "a.jpg"}, "year": 2012, "tags": ["a", "b"]},
+        {"id": "2", "title": "", "image": {"bytes": None, "path": "b.jpg"}, "year": None, "tags": None},
+        {"id": "3", "title": None, "image": None, "year": None, "tags": None},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows * 50), tmp_path / "shop.parquet")
+    items = read(tmp_path / "shop.parquet")
+    assert len(items) == 150
+    assert items[0] == Product("1", "shirt", b"JPEG", {"year": 2012, "tags": ["a", "b"]})
+    assert items[1] == Product("2", None, str(tmp_path / "b.jpg"), {})
+    assert isinstance(items[149], Rejected) and (items[149].row, items[149].id) == (149, "3")
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:
+    write(tmp_path / "shop.parquet", b"PAR1")
+    script = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from uniecs.catalog import read_catalog\n"
+        "from uniecs.errors import MissingExtraError\n"
+        "try:\n    next(read_catalog(sys.argv[1]))\n"
+        "except MissingExtraError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "shop.parquet")]
+    assert "pip install 'uniecs[parquet]'" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_files_that_cannot_be_read_at_all(tmp_path: Path) -> None:
+    cases = [
+        (tmp_path / "none.csv", "does not exist"),
+        (tmp_path, "ends in ''"),
+        (write(tmp_path / "shop.xlsx", "x"), "expected one of .csv, .jsonl, .parquet"),
+        (write(tmp_path / "no_id.csv", "name,title\n1,a\n"), "no column 'id'"),
+        (write(tmp_path / "empty.csv", ""), "no column 'id'"),
+        (write(tmp_path / "twice.csv", "id,title,title\n1,a,b\n"), "'title' twice"),
+    ]
+    for path, message in cases:
+        with pytest.raises(CatalogError, match=message):
+            read(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"not parquet at all"])
+def test_parquet_that_is_damaged(tmp_path: Path, data: bytes) -> None:
+    pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    with pytest.raises(CatalogError, match="cannot be read"):
+        read(write(tmp_path / "shop.parquet", data))
+
+
+def test_frame() -> None:
+    pd = pytest.importorskip("pandas", reason="reading a DataFrame needs pandas")
+    frame = pd.DataFrame(
+        {
+            "id": [1, 2, 3],
+            "title": ["shirt", None, float("nan")],
+            "image": [None, b"JPEG", pd.NA],
+            "price": [9.5, float("nan"), 1.0],
+            "since": [pd.Timestamp("2026-11-20"), pd.NaT, pd.NaT],
+        }
+    )
+    items = read(frame)
+    assert items[0] == Product("1", "shirt", None, {"price": 9.5, "since": "2026-11-20T00:00:00"})
+    assert items[1] == Product("2", None, b"JPEG", {})
+    assert isinstance(items[2], Rejected)
+    with pytest.raises(CatalogError, match="no column 'id'"):
+        read(frame.drop(columns="id"))
+
+
+def test_iterables_are_streamed() -> None:
+    taken: list[int] = []
+
+    def products() -> Iterator[dict[str, Any]]:
+        for number in range(1000):
+            taken.append(number)
+            yield {"id": number, "title": "x"}
+
+    assert next(read_catalog(products())) == Product("0", "x")
+    assert len(taken) == 1
+
+
+def test_images_of_an_iterable_pass_untouched() -> None:
+    array, file = np.zeros((2, 2, 3), np.uint8), io.BytesIO(b"x")
+    images: list[Any] = [array, file, Path("a.jpg"), "b.jpg", b""]
+    items = read([Product(str(number), image=image) for number, image in enumerate(images)])
+    assert all(isinstance(item, Product) and item.image is image for item, image in zip(items, images, strict=True))
+
+
+def test_numpy_values_become_plain_ones() -> None:
+    record = {"id": np.int64(5), "title": np.str_("x"), "n": np.float32(0.5), "v": np.array([1, 2]), "gap": np.nan}
+    (item,) = read([record])
+    assert item == Product("5", "x", None, {"n": 0.5, "v": [1, 2]})
+    assert isinstance(item, Product) and type(item.attributes["n"]) is float
+
+
+@pytest.mark.parametrize("blank", ["", "  \n", "\0\0", None, math.nan])
+def test_blank_title_is_absent(blank: object) -> None:
+    (item,) = read([{"id": "1", "title": blank}])
+    assert "neither a title nor an image" in reason(item)
+
+
+@pytest.mark.parametrize("identity", [None, "", True, 1.0, b"1", math.nan])
+def test_unusable_id(identity: object) -> None:
+    items = read([{"id": identity, "title": "x"}, {"id": "ok", "title": "x"}])
+    assert isinstance(items[0], Rejected) and items[0].id is None and isinstance(items[0].error, InputError)
+    assert items[1] == Product("ok", "x")
+
+
+@pytest.mark.parametrize("row", [None, 5, "text", {1: 2}, {"id": "1", "title": "x", 5: "y"}])
+def test_unusable_row(row: object) -> None:
+    assert isinstance(read([row])[0], Rejected)
+
+
+@pytest.mark.parametrize("source", [5, None, b"shop.csv", {"id": "1"}, Product("1", "x")])
+def test_unusable_source(source: object) -> None:
+    with pytest.raises(InputError, match="catalogue is of type"):
+        read_catalog(source)
+
+
+def test_rejected_rows_hold_no_frames() -> None:
+    (item,) = read([{"id": "1", "title": "\ud800"}])
+    assert isinstance(item, Rejected) and item.error.__traceback__ is None
+    assert item.error.__cause__ is not None and item.error.__cause__.__traceback__ is None
+
+
+PRODUCT = Product(
+    "1", "x", None, {"gender": "Women", "price": 40, "year": "2012", "sale": True, "sizes": ["S", "M"], "none": None}
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({}, True),
+        ({"gender": "Women"}, True),
+        ({"gender": "women"}, False),
+        ({"gender": "Women", "price": 41}, False),
+        ({"gender": ["Men", "Women"]}, True),
+        ({"gender": {"Men", "Boys"}}, False),
+        ({"price": 40.0}, True),
+        ({"price": "40"}, False),
+        ({"price": np.int64(40)}, True),
+        ({"price": (40, 40)}, True),
+        ({"price": (None, 39.9)}, False),
+        ({"price": (39.9, None)}, True),
+        ({"year": (2011, 2013)}, True),
+        ({"year": (2013, None)}, False),
+        ({"gender": (0, 9)}, False),
+        ({"gender": ("W", None)}, True),
+        ({"price": ("0", "9")}, False),
+        ({"sale": True}, True),
+        ({"sale": 1}, False),
+        ({"sale": (0, 2)}, False),
+        ({"sizes": "M"}, True),
+        ({"sizes": ["L", "S"]}, True),
+        ({"sizes": "L"}, False),
+        ({"none": "x"}, False),
+        ({"absent": "x"}, False),
+    ],
+)
+def test_where(where: dict[str, object], expected: bool) -> None:
+    assert compile_where(where)(PRODUCT) is expected
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "gender=Women",
+        [("gender", "Women")],
+        {"a": None},
+        {"a": []},
+        {"a": {"b": 1}},
+        {"a": [None]},
+        {"a": ["x", ["y"]]},
+        {"a": math.nan},
+        {"a": math.inf},
+        {"a": b"x"},
+        {"a": (1,)},
+        {"a": (1, 2, 3)},
+        {"a": (None, None)},
+        {"a": (1, "2")},
+        {"a": (math.nan, 2)},
+        {"a": (True, None)},
+        {"a": (2, 1)},
+    ],
+)
+def test_unusable_where(where: object) -> None:
+    with pytest.raises(FilterError):
+        compile_where(where)
+
+
+def test_unknown_key_lists_the_known_ones() -> None:
+    products = [Product("1", "x", None, {"colour": "red"}), Product("2", "x", None, {"brand": "b"})]
+    check_where_keys({"brand": "none"}, products)
+    with pytest.raises(FilterError, match="unknown key 'color'; known keys: brand, colour"):
+        check_where_keys({"color": "red"}, products)
