@@ -1,0 +1,61 @@
+"""Fixtures shared by all tests: a tiny random checkpoint, and the bundle exported from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def tokenizer_json() -> bytes:
+    """A small uncased WordPiece tokenizer in the layout of BERT's: special tokens, ASCII, a few words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()] + list("红色连衣裙女夏季")
+    words = ("red", "blue", "black", "cotton", "shirt", "dress", "shoes", "watch", "bag", "leather", "women", "kurta")
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *characters,
+        *(f"##{c}" for c in characters),
+        *words,
+    ]
+    tokenizer = Tokenizer(WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return tokenizer.to_str().encode()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a checkpoint of the `tiny` configuration with seeded random weights."""
+    torch = pytest.importorskip("torch", reason="making a checkpoint needs torch")
+    pytest.importorskip("transformers", reason="making a checkpoint needs transformers")
+    from uniecs.config import MODELS
+    from uniecs.trainer.checkpoint import save_checkpoint
+    from uniecs.trainer.model import UniECS
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = UniECS(MODELS["tiny"])
+    save_checkpoint(folder, model, tokenizer_json(), {"seed": 0, "steps": 0, "command": "tests/conftest.py"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the bundle exported from `tiny_checkpoint`; read-only by agreement."""
+    for module in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(module, reason=f"exporting a bundle needs {module}")
+    from uniecs.export.bundle_export import export_bundle
+
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny").path
