@@ -2,7 +2,8 @@
 
 An image becomes `pixel_values` in four steps: decode to 8-bit RGB (EXIF orientation applied, alpha laid on white,
 the first frame of an animation), scale to fit inside (height_px, width_px) with the aspect ratio kept (Pillow
-BICUBIC, horizontally first), centre on white, normalise. A text becomes WordPiece ids through Hugging Face `tokenizers`.
+BICUBIC, horizontally first), centre on white, normalise. A text becomes WordPiece ids through Hugging Face
+`tokenizers`.
 """
 
 from __future__ import annotations
