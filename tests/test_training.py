@@ -201,6 +201,8 @@ def test_a_run_learns_and_resumes_to_the_same_weights(config: TrainConfig, tmp_p
         assert torch.equal(a, b), name
     assert two.provenance["steps"] == 6
     assert two.provenance["train_config"]["optimizer"]["steps"] == 6
+    assert two.provenance["train_config"]["data"]["catalog"] == "products.jsonl"
+    assert str(tmp_path) not in json.dumps(two.provenance)
     with pytest.raises(TrainingError, match="exists"):
         train(stopped)
 

@@ -150,7 +150,7 @@ class Run:
         }
         provenance = {
             "steps": self.step,
-            "train_config": self.config.to_dict(),
+            "train_config": self.config.described(),
             "products": len(self.data.products),
             "groups": len(self.source.groups),
             "torch": torch.__version__,

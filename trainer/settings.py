@@ -133,6 +133,17 @@ class TrainConfig(StrictConfig):
             raise ConfigError(f"model is {self.model!r}; expected one of {', '.join(MODELS)}")
         return MODELS[self.model]
 
+    def described(self) -> dict[str, Any]:
+        """As a dictionary for a record that travels: files by name only, no folder of this machine."""
+        record = self.to_dict()
+        del record["output"]
+        for table, keys in PATH_KEYS.items():
+            section = record[table] or {}
+            for key in keys:
+                if section.get(key) and not section[key].startswith("package:"):
+                    section[key] = Path(section[key]).name
+        return record
+
 
 def load_train_config(path: Path) -> TrainConfig:
     """Read a TOML file; relative paths in it become relative to its folder. Raises `ConfigError`."""
