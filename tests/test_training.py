@@ -67,7 +67,9 @@ def config(catalog: Path, tmp_path: Path, tiny_checkpoint: Path) -> TrainConfig:
         output=str(tmp_path / "run"),
         data=DataSettings(catalog=str(catalog), group_columns=("colour", "kind")),
         init=InitSettings(tokenizer=str(tiny_checkpoint)),
-        optimizer=OptimizerSettings(steps=6, batch_pairs=5, learning_rate=1e-3, warmup_steps=2, checkpoint_every=3),
+        optimizer=OptimizerSettings(
+            steps=6, batch_pairs=5, learning_rate=1e-3, warmup_steps=2, checkpoint_every=3, precision="fp32"
+        ),
     )
 
 
@@ -242,8 +244,39 @@ def test_a_loss_that_is_not_finite_stops_and_names_it(config: TrainConfig) -> No
 
 def test_bf16_autocast_runs(config: TrainConfig) -> None:
     run = Run(replace(config, optimizer=replace(config.optimizer, precision="bf16")), None)
+    assert run.bf16
     report = run.train_step(next(iter(run.batches())))
     assert all(math.isfinite(loss) for loss in report.losses.values())
+
+
+def test_auto_precision_is_bf16_where_the_cpu_has_it(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = replace(config, optimizer=replace(config.optimizer, precision="auto"))
+    for has_it in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_it=has_it: {"avx512_bf16": has_it})
+        assert Run(auto, None).bf16 is has_it
+
+
+def test_the_command_line_trains_from_a_file(config: TrainConfig, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    from uniecs.cli import main
+
+    path = tmp_path / "train.toml"
+    path.write_text(
+        f'''
+        model = "tiny"
+        output = "from-file"
+        [data]
+        catalog = "products.jsonl"
+        group_columns = ["colour", "kind"]
+        [init]
+        tokenizer = "{tiny_checkpoint}"
+        [optimizer]
+        steps = 2
+        batch_pairs = 4
+        '''
+    )
+    assert main(["train", "--config", str(path)]) == 0
+    assert load_checkpoint(tmp_path / "from-file" / "checkpoint").provenance["steps"] == 2
+    assert main(["train", "--config", str(path)]) == 1  # the output exists
 
 
 def test_frozen_embeddings_and_rates(config: TrainConfig) -> None:

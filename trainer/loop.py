@@ -95,6 +95,7 @@ class Run:
         if optimizer.freeze_word_embeddings:
             self.model.text_encoder.backbone.embeddings.requires_grad_(False)
         self.optimizer = build_optimizer(self.model, optimizer)
+        self.bf16 = optimizer.precision == "bf16" or (optimizer.precision == "auto" and cpu_has_bf16())
         self.loss_weights = torch.ones(len(NAMES))
         self.step = 0
         if resume_from is not None:
@@ -130,7 +131,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(self.step, settings)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             outputs = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask)
         losses, magnitudes = backward(self.model, outputs, self.loss_weights, settings.grad_at)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
@@ -153,6 +154,7 @@ class Run:
             "train_config": self.config.described(),
             "products": len(self.data.products),
             "groups": len(self.source.groups),
+            "bf16": self.bf16,
             "torch": torch.__version__,
         }
         save_checkpoint(folder, self.model, self.tokenizer_json, provenance, state)
@@ -203,6 +205,12 @@ def _check_finite(losses: Mapping[str, Tensor], norm: float, step: int) -> None:
             raise TrainingError(f"the loss {name} is {loss.item()} at step {step}; the last checkpoint is intact")
     if not math.isfinite(norm):
         raise TrainingError(f"the gradient is {norm} at step {step}; the last checkpoint is intact")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX-512 BF16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def schedule(step: int, settings: OptimizerSettings) -> float:

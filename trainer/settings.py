@@ -84,7 +84,7 @@ class OptimizerSettings(StrictConfig):
 
     `batch_pairs` is N of the losses. The learning rate of pre-trained text weights is `learning_rate` *
     `text_lr_scale`; `freeze_word_embeddings` leaves BERT's embedding tables as they are. `beta` and `grad_at` are
-    those of eq. 19.
+    those of eq. 19. `precision` "auto" is bf16 autocast where the CPU has its instructions, else fp32.
     """
 
     steps: int
@@ -97,7 +97,7 @@ class OptimizerSettings(StrictConfig):
     freeze_word_embeddings: bool = False
     beta: float = 0.5
     grad_at: Literal["embeddings", "parameters"] = "embeddings"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
