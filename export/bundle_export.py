@@ -17,6 +17,7 @@ import torch
 from uniecs.backends.base import GRAPHS, Backend, create_backend
 from uniecs.bundle import Bundle, open_bundle, write_manifest
 from uniecs.config import ModelConfig
+from uniecs.durable import sync
 from uniecs.encoder import load
 from uniecs.errors import BundleError, CheckpointError, ConfigError, ParityError
 from uniecs.evaluation import evaluate
@@ -67,26 +68,18 @@ def export_bundle(
     try:
         _write_bundle(checkpoint, temporary, catalog, pairs, weights)
         for path in [*temporary.iterdir(), temporary]:
-            _fsync(path)
+            sync(path)
         _refuse_existing(out)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _fsync(out.parent)
+    sync(out.parent)
     return open_bundle(out)
 
 
 def _refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise BundleError(f"{out} exists; a bundle is never overwritten: choose another --out or remove it")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_bundle(

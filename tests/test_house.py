@@ -30,6 +30,7 @@ MODULES = {
     "uniecs": "serve",
     "uniecs.errors": "contract",
     "uniecs.config": "contract",
+    "uniecs.durable": "contract",
     "uniecs.preprocess": "contract",
     "uniecs.catalog": "contract",
     "uniecs.bundle": "contract",

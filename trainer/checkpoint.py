@@ -20,6 +20,7 @@ from transformers import BertModel, CLIPVisionModel, ViTModel
 from transformers.utils import logging as transformers_log
 
 from uniecs.config import ModelConfig
+from uniecs.durable import sync
 from uniecs.errors import CheckpointError
 from uniecs.preprocess import read_tokenizer
 from uniecs.trainer.model import UniECS
@@ -69,21 +70,13 @@ def save_checkpoint(
     if training_state is not None:
         torch.save(dict(training_state), temporary / "training_state.pt")
     for path in [*temporary.iterdir(), temporary]:
-        _fsync(path)
+        sync(path)
     previous = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(previous)
     temporary.rename(folder)
-    _fsync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from uniecs.catalog import Product
 from uniecs.config import StrictConfig
+from uniecs.durable import sync
 from uniecs.errors import ConfigError, IndexFileError
 from uniecs.index import VectorIndex
 
@@ -190,14 +190,14 @@ def write_contents(
         new = replace(new, files=tuple(FileRecord(path.name, *_measure(path)) for path in paths))
         _write_manifest(beside, new)
         for path in (*paths, beside, folder):
-            _sync(path)
+            sync(path)
         beside.replace(folder / MANIFEST)
     except (OSError, IndexFileError) as error:
         _remove([*paths, beside])
         raise IndexFileError(f"{folder} cannot be saved ({error}); what was saved before is unharmed") from error
     # From here on the new generation counts: nothing below may fail the save.
     with suppress(OSError):
-        _sync(folder)
+        sync(folder)
     _remove([folder / record.name for record in manifest.files])
     return new
 
@@ -218,18 +218,6 @@ def _measure(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), sha256
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":
-        # Windows has no descriptor of a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(paths: Iterable[Path]) -> None:
