@@ -22,7 +22,7 @@ from uniecs.catalog import Product  # noqa: E402
 from uniecs.errors import ConfigError, TrainingError, UniecsError  # noqa: E402
 from uniecs.preprocess import Tokenizer  # noqa: E402
 from uniecs.trainer.checkpoint import load_checkpoint  # noqa: E402
-from uniecs.trainer.data import augment, batches, read_products  # noqa: E402
+from uniecs.trainer.data import augment, batches, drop_tokens, read_products  # noqa: E402
 from uniecs.trainer.loop import Run, backward, build_optimizer, fast_attention, resolve, schedule, train  # noqa: E402
 from uniecs.trainer.losses import NAMES, Representations, all_losses  # noqa: E402
 from uniecs.trainer.pairs import pairs_from_columns, pairs_from_ids  # noqa: E402
@@ -127,6 +127,16 @@ def test_augmentation_changes_pixels_within_their_range() -> None:
     assert changed.max() <= 255
     assert np.abs(changed - canvas).mean() > 5
     np.testing.assert_array_equal(changed, augment(canvas, AugmentSettings(), random(0)))
+
+
+def test_token_dropout_keeps_the_special_tokens() -> None:
+    ids = [2, *range(10, 1010), 3]
+    assert drop_tokens(ids, 0.0, np.random.default_rng(0)) == ids
+    kept = drop_tokens(ids, 0.2, np.random.default_rng(0))
+    assert (kept[0], kept[-1]) == (2, 3)
+    assert kept == [*sorted(kept[:-1]), 3]
+    assert 740 < len(kept) < 860
+    assert len(drop_tokens([2, 3], 0.9, np.random.default_rng(0))) == 2
 
 
 def test_a_step_sees_the_same_batch_wherever_the_run_started(config: TrainConfig) -> None:

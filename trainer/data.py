@@ -84,6 +84,13 @@ def augment(
     return np.asarray((x.permute(0, 2, 3, 1) * 255).numpy(), np.float32)
 
 
+def drop_tokens(ids: Sequence[int], rate: float, random: np.random.Generator) -> list[int]:
+    """Drop each token with probability `rate`, but not the first and last, which are [CLS] and [SEP]."""
+    kept = random.random(len(ids)) >= rate
+    kept[[0, -1]] = True
+    return [each for each, keep in zip(ids, kept.tolist(), strict=True) if keep]
+
+
 def make_batch(
     data: ProductSet,
     pairs: npt.NDArray[np.int64],
@@ -94,8 +101,11 @@ def make_batch(
     """Decode, augment and tokenise the products of `pairs` (N, 2); a function of its arguments only."""
     order = pairs.T.reshape(-1).tolist()
     canvas = np.stack([_canvas(data.products[i], preprocessing) for i in order])
-    pixels = normalize(augment(canvas, settings, np.random.default_rng(seed)), preprocessing)
-    input_ids, attention_mask = Tokenizer.pad([data.token_ids[i] for i in order])
+    random = np.random.default_rng(seed)
+    pixels = normalize(augment(canvas, settings, random), preprocessing)
+    input_ids, attention_mask = Tokenizer.pad(
+        [drop_tokens(data.token_ids[i], settings.token_dropout, random) for i in order]
+    )
     return Batch(torch.from_numpy(pixels), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
 
 

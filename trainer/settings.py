@@ -67,14 +67,19 @@ class InitSettings(StrictConfig):
 
 @dataclass(frozen=True)
 class AugmentSettings(StrictConfig):
-    """Random crop to at least `crop` of each side, flip with probability `flip`, colour jitter of +-`jitter`."""
+    """Random crop to at least `crop` of each side, flip with probability `flip`, colour jitter of +-`jitter`.
+
+    Each token of a title is dropped with probability `token_dropout`, the first and last (special) ones never.
+    """
 
     crop: float = 0.8
     flip: float = 0.5
     jitter: float = 0.1
+    token_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or not 0 <= self.jitter < 1:
+        rates = (self.jitter, self.token_dropout)
+        if not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or not all(0 <= rate < 1 for rate in rates):
             raise ConfigError(f"augmentation out of range: {self}")
 
 
