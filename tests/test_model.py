@@ -145,6 +145,22 @@ def test_every_parameter_is_trained(model: UniECS) -> None:
     assert unused == []
 
 
+def test_the_image_encoder_sees_only_the_chosen_patches(model: UniECS) -> None:
+    p, side = model.config.preprocessing, model.config.image.patch_px
+    pixels = torch.randn(2, 3, p.height_px, p.width_px)
+    everything = torch.arange(model.config.image_tokens - 1).expand(2, -1)
+    few = torch.tensor([[1, 2, 3], [1, 2, 3]])
+    changed = pixels.clone()
+    changed[:, :, :side, :side] += 1.0  # patch 0
+    with torch.no_grad():
+        assert gap(model.image_encoder(pixels, everything), model.image_encoder(pixels)) < TOLERANCE
+        assert model.image_encoder(pixels, few).shape == (2, 4, model.config.embed_dim)
+        assert gap(model.image_encoder(pixels, few), model.image_encoder(changed, few)) < TOLERANCE
+        assert gap(model.image_encoder(pixels), model.image_encoder(changed)) > 1e-3
+        swapped = model.image_encoder(pixels, torch.tensor([[3, 1, 2], [1, 2, 3]]))
+        assert gap(swapped[:, [0, 2, 3, 1]][0], model.image_encoder(pixels, few)[0]) < TOLERANCE
+
+
 def test_the_base_configuration_is_the_papers() -> None:
     base = MODELS["base"]
     with torch.device("meta"):

@@ -22,7 +22,7 @@ from uniecs.catalog import Product  # noqa: E402
 from uniecs.errors import ConfigError, TrainingError, UniecsError  # noqa: E402
 from uniecs.preprocess import Tokenizer  # noqa: E402
 from uniecs.trainer.checkpoint import load_checkpoint  # noqa: E402
-from uniecs.trainer.data import augment, batches, drop_tokens, read_products  # noqa: E402
+from uniecs.trainer.data import augment, batches, choose_patches, drop_tokens, read_products  # noqa: E402
 from uniecs.trainer.loop import Run, backward, build_optimizer, fast_attention, resolve, schedule, train  # noqa: E402
 from uniecs.trainer.losses import NAMES, Representations, all_losses  # noqa: E402
 from uniecs.trainer.pairs import pairs_from_columns, pairs_from_ids  # noqa: E402
@@ -139,12 +139,31 @@ def test_token_dropout_keeps_the_special_tokens() -> None:
     assert len(drop_tokens([2, 3], 0.9, np.random.default_rng(0))) == 2
 
 
+def test_patches_are_chosen_for_each_image() -> None:
+    assert choose_patches(3, 12, 0.0, np.random.default_rng(0)) is None
+    chosen = choose_patches(50, 12, 0.5, np.random.default_rng(0))
+    assert chosen is not None
+    assert chosen.shape == (50, 6)
+    assert all(row.unique().numel() == 6 for row in chosen)
+    assert chosen.unique().tolist() == list(range(12))
+    assert chosen.unique(dim=0).shape[0] > 40
+
+
+def test_patches_are_dropped_until_the_last_steps(config: TrainConfig) -> None:
+    run = Run(config, None)
+    model, settings = config.model_config, replace(config.augment, patch_dropout=0.5)
+    made = list(batches(run.data, run.source, model, settings, batch_pairs=5, seed=0, start=0, stop=10))
+    half = (model.image_tokens - 1) // 2
+    assert [None if batch.patches is None else batch.patches.shape[1] for batch in made] == [half] * 8 + [None] * 2
+    assert all(math.isfinite(loss) for batch in made[7:9] for loss in run.train_step(batch).losses.values())
+
+
 def test_a_step_sees_the_same_batch_wherever_the_run_started(config: TrainConfig) -> None:
     run = Run(config, None)
-    preprocessing = config.model_config.preprocessing
+    model = config.model_config
 
     def some(start: int) -> list[torch.Tensor]:
-        made = batches(run.data, run.source, preprocessing, config.augment, batch_pairs=5, seed=0, start=start, stop=7)
+        made = batches(run.data, run.source, model, config.augment, batch_pairs=5, seed=0, start=start, stop=7)
         return [batch.pixel_values for batch in made]
 
     whole, rest = some(0), some(4)

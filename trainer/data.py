@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uniecs.catalog import Product, read_catalog
-from uniecs.config import Preprocessing
+from uniecs.config import ModelConfig, Preprocessing
 from uniecs.errors import ImageError, InputError, TrainingError
 from uniecs.preprocess import Tokenizer, check_text, letterbox, normalize, open_image
 from uniecs.trainer.pairs import PairSource
-from uniecs.trainer.settings import AugmentSettings
+from uniecs.trainer.settings import WHOLE_IMAGES, AugmentSettings
 
 
 @dataclass(frozen=True)
 class Batch:
-    """2N products: rows 0..N-1 are side 1, rows N..2N-1 their partners."""
+    """2N products: rows 0..N-1 are side 1, rows N..2N-1 their partners; `patches` as in `ImageEncoder`."""
 
     pixel_values: Tensor
     input_ids: Tensor
     attention_mask: Tensor
+    patches: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,24 @@ def drop_tokens(ids: Sequence[int], rate: float, random: np.random.Generator) ->
     return [each for each, keep in zip(ids, kept.tolist(), strict=True) if keep]
 
 
+def choose_patches(images: int, patches: int, rate: float, random: np.random.Generator) -> Tensor | None:
+    """(images, kept) int64: a random choice of each image's patches without the share `rate`; None for all."""
+    kept = max(1, round(patches * (1 - rate)))
+    if kept == patches:
+        return None
+    order = np.argsort(random.random((images, patches)), axis=1)[:, :kept]
+    return torch.from_numpy(np.sort(order, axis=1))
+
+
 def make_batch(
     data: ProductSet,
     pairs: npt.NDArray[np.int64],
-    preprocessing: Preprocessing,
+    config: ModelConfig,
     settings: AugmentSettings,
     seed: Sequence[int],
 ) -> Batch:
     """Decode, augment and tokenise the products of `pairs` (N, 2); a function of its arguments only."""
+    preprocessing = config.preprocessing
     order = pairs.T.reshape(-1).tolist()
     canvas = np.stack([_canvas(data.products[i], preprocessing) for i in order])
     random = np.random.default_rng(seed)
@@ -106,7 +117,8 @@ def make_batch(
     input_ids, attention_mask = Tokenizer.pad(
         [drop_tokens(data.token_ids[i], settings.token_dropout, random) for i in order]
     )
-    return Batch(torch.from_numpy(pixels), torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+    patches = choose_patches(len(order), config.image_tokens - 1, settings.patch_dropout, random)
+    return Batch(torch.from_numpy(pixels), torch.from_numpy(input_ids), torch.from_numpy(attention_mask), patches)
 
 
 def _canvas(product: Product, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -118,7 +130,7 @@ def _canvas(product: Product, preprocessing: Preprocessing) -> npt.NDArray[np.ui
 def batches(
     data: ProductSet,
     source: PairSource,
-    preprocessing: Preprocessing,
+    config: ModelConfig,
     settings: AugmentSettings,
     *,
     batch_pairs: int,
@@ -130,6 +142,9 @@ def batches(
 
     Step s gives the same batch whichever step the run was started at, so that a resumed run sees the same data.
     """
+
+    whole_images = replace(settings, patch_dropout=0.0)
+    last_dropping = round(stop * (1 - WHOLE_IMAGES))
 
     def positions() -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         step = epoch = 0
@@ -143,7 +158,8 @@ def batches(
     with ThreadPoolExecutor(max_workers=1) as pool:
         ahead: Future[Batch] | None = None
         for step, pairs in positions():
-            future = pool.submit(make_batch, data, pairs, preprocessing, settings, (seed, step))
+            chosen = settings if step < last_dropping else whole_images
+            future = pool.submit(make_batch, data, pairs, config, chosen, (seed, step))
             if ahead is not None:
                 yield ahead.result()
             ahead = future

@@ -117,7 +117,7 @@ class Run:
         return batches(
             self.data,
             self.source,
-            self.config.model_config.preprocessing,
+            self.config.model_config,
             self.config.augment,
             batch_pairs=optimizer.batch_pairs,
             seed=self.config.seed,
@@ -132,7 +132,7 @@ class Run:
             group["lr"] = group["peak_lr"] * schedule(self.step, settings)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            outputs = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask)
+            outputs = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.patches)
         losses, magnitudes = backward(self.model, outputs, self.loss_weights, settings.grad_at)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         _check_finite(losses, float(norm), self.step)
@@ -239,6 +239,7 @@ def build_optimizer(model: UniECS, settings: OptimizerSettings) -> torch.optim.A
         ],
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
+        fused=True,
     )
 
 

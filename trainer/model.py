@@ -5,6 +5,8 @@ Shapes: B batch, Nv image tokens, Nt text tokens, D = embed_dim. The three submo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,13 +26,33 @@ class ImageEncoder(nn.Module):
         self.backbone = build_image_backbone(config)
         self.proj = nn.Linear(config.image.hidden, config.embed_dim)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        tokens = self.backbone(pixel_values=pixel_values).last_hidden_state
+    def forward(self, pixel_values: Tensor, patches: Tensor | None = None) -> Tensor:
+        """`patches` (B, n) int64, only in training: the encoder sees these patches of each image alone."""
+        if patches is None:
+            tokens = self.backbone(pixel_values=pixel_values).last_hidden_state
+        else:
+            with keep_patches(self.backbone.embeddings, patches):
+                tokens = self.backbone(pixel_values=pixel_values).last_hidden_state
         if isinstance(self.backbone, CLIPVisionModel):
             # CLIP normalises only its pooled token; here every token is used.
             tokens = self.backbone.post_layernorm(tokens)
         projected: Tensor = self.proj(tokens)
         return projected
+
+
+@contextmanager
+def keep_patches(embeddings: nn.Module, patches: Tensor) -> Iterator[None]:
+    """Within, `embeddings` gives the class token and the tokens of `patches` (B, n), positions included."""
+
+    def keep(_module: nn.Module, _inputs: object, tokens: Tensor) -> Tensor:
+        index = torch.cat((torch.zeros_like(patches[:, :1]), patches + 1), dim=1)
+        return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+    handle = embeddings.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class TextEncoder(nn.Module):
@@ -213,12 +235,15 @@ class UniECS(nn.Module):
         self.text_encoder = TextEncoder(config)
         self.fusion = Fusion(config)
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, patches: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W), (B, Nt), (B, Nt) -> (v, t, f), each (B, D) of unit norm: image only, text only, both.
 
         The absent side of v and t is one zero token: exactly the same result as zero tokens of full length.
+        `patches` as in `ImageEncoder`.
         """
-        image_tokens = self.image_encoder(pixel_values)
+        image_tokens = self.image_encoder(pixel_values, patches)
         text_tokens = self.text_encoder(input_ids, attention_mask)
         batch = len(image_tokens)
         nothing = image_tokens.new_zeros(batch, 1, self.config.embed_dim)

@@ -17,6 +17,10 @@ PATH_KEYS = {
 }
 
 
+# The last share of a run, in which no patches are dropped: the network gets used to whole images again.
+WHOLE_IMAGES = 0.15
+
+
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
@@ -69,16 +73,18 @@ class InitSettings(StrictConfig):
 class AugmentSettings(StrictConfig):
     """Random crop to at least `crop` of each side, flip with probability `flip`, colour jitter of +-`jitter`.
 
-    Each token of a title is dropped with probability `token_dropout`, the first and last (special) ones never.
+    Each token of a title is dropped with probability `token_dropout`, the first and last (special) ones never. Of
+    each image's patches the share `patch_dropout` is left out, until the last `WHOLE_IMAGES` of the steps.
     """
 
     crop: float = 0.8
     flip: float = 0.5
     jitter: float = 0.1
     token_dropout: float = 0.0
+    patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        rates = (self.jitter, self.token_dropout)
+        rates = (self.jitter, self.token_dropout, self.patch_dropout)
         if not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or not all(0 <= rate < 1 for rate in rates):
             raise ConfigError(f"augmentation out of range: {self}")
 
