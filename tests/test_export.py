@@ -352,6 +352,15 @@ def test_verify_tells_fp32_from_bf16(altered: Path) -> None:
     assert {check for _, _, check in bad} == {"fusion", "one by one", "end to end"}
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_verify_compares_the_text_tokens_that_are_read(altered: Path, read: bool) -> None:
+    def disturb(golden: Golden) -> None:
+        golden["text_tokens"][(golden["attention_mask"] != 0) == read] *= np.float32(-1)
+
+    alter_golden(altered, disturb)
+    assert {check for _, _, check in failed(altered)} == ({"text_encoder", "fusion"} if read else set())
+
+
 def test_verify_fails_on_preprocessing_that_differs(altered: Path) -> None:
     def nudge(golden: Golden) -> None:
         golden["pixel_values"][0, 0, 0, 0] = np.nextafter(golden["pixel_values"][0, 0, 0, 0], np.float32(9))
