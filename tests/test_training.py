@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,8 +23,17 @@ from uniecs.catalog import Product  # noqa: E402
 from uniecs.errors import ConfigError, TrainingError, UniecsError  # noqa: E402
 from uniecs.preprocess import Tokenizer  # noqa: E402
 from uniecs.trainer.checkpoint import load_checkpoint  # noqa: E402
-from uniecs.trainer.data import augment, batches, choose_patches, drop_tokens, read_products  # noqa: E402
-from uniecs.trainer.loop import Run, backward, build_optimizer, fast_attention, resolve, schedule, train  # noqa: E402
+from uniecs.trainer.data import (  # noqa: E402
+    Augmentation,
+    augment,
+    batches,
+    choose_patches,
+    draw_augmentation,
+    drop_tokens,
+    read_products,
+)
+from uniecs.trainer.distributed import World  # noqa: E402
+from uniecs.trainer.loop import Run, build_optimizer, fast_attention, resolve, schedule, train  # noqa: E402
 from uniecs.trainer.losses import NAMES, Representations, all_losses  # noqa: E402
 from uniecs.trainer.pairs import pairs_from_columns, pairs_from_ids  # noqa: E402
 from uniecs.trainer.settings import (  # noqa: E402
@@ -36,6 +46,7 @@ from uniecs.trainer.settings import (  # noqa: E402
     load_train_config,
 )
 
+ALONE = World(0, 1, torch.device("cpu"))
 COLOURS = ("red", "blue", "black", "green", "white", "grey")
 
 
@@ -118,15 +129,18 @@ def test_nothing_to_pair_is_an_error() -> None:
 def test_augmentation_changes_pixels_within_their_range() -> None:
     canvas = np.random.default_rng(0).integers(0, 256, (3, 16, 12, 3), dtype=np.uint8)
     off = AugmentSettings(crop=1.0, flip=0.0, jitter=0.0)
-    random = np.random.default_rng
-    np.testing.assert_allclose(augment(canvas, off, random(0)), canvas, atol=1e-2)
-    flipped = augment(canvas, replace(off, flip=1.0), random(0))
+
+    def draw(settings: AugmentSettings) -> Augmentation:
+        return draw_augmentation(len(canvas), settings, np.random.default_rng(0))
+
+    np.testing.assert_allclose(augment(canvas, draw(off)), canvas, atol=1e-2)
+    flipped = augment(canvas, draw(replace(off, flip=1.0)))
     np.testing.assert_allclose(flipped, canvas[:, :, ::-1], atol=1e-2)
-    changed = augment(canvas, AugmentSettings(), random(0))
+    changed = augment(canvas, draw(AugmentSettings()))
     assert changed.min() >= 0
     assert changed.max() <= 255
     assert np.abs(changed - canvas).mean() > 5
-    np.testing.assert_array_equal(changed, augment(canvas, AugmentSettings(), random(0)))
+    np.testing.assert_array_equal(changed, augment(canvas, draw(AugmentSettings())))
 
 
 def test_token_dropout_keeps_the_special_tokens() -> None:
@@ -150,20 +164,22 @@ def test_patches_are_chosen_for_each_image() -> None:
 
 
 def test_patches_are_dropped_until_the_last_steps(config: TrainConfig) -> None:
-    run = Run(config, None)
+    run = Run(config, ALONE, None)
     model, settings = config.model_config, replace(config.augment, patch_dropout=0.5)
-    made = list(batches(run.data, run.source, model, settings, batch_pairs=5, seed=0, start=0, stop=10))
+    made = list(batches(run.data, run.source, model, settings, batch_pairs=5, seed=0, start=0, stop=10, world=ALONE))
     half = (model.image_tokens - 1) // 2
     assert [None if batch.patches is None else batch.patches.shape[1] for batch in made] == [half] * 8 + [None] * 2
     assert all(math.isfinite(loss) for batch in made[7:9] for loss in run.train_step(batch).losses.values())
 
 
 def test_a_step_sees_the_same_batch_wherever_the_run_started(config: TrainConfig) -> None:
-    run = Run(config, None)
+    run = Run(config, ALONE, None)
     model = config.model_config
 
     def some(start: int) -> list[torch.Tensor]:
-        made = batches(run.data, run.source, model, config.augment, batch_pairs=5, seed=0, start=start, stop=7)
+        made = batches(
+            run.data, run.source, model, config.augment, batch_pairs=5, seed=0, start=start, stop=7, world=ALONE
+        )
         return [batch.pixel_values for batch in made]
 
     whole, rest = some(0), some(4)
@@ -190,14 +206,19 @@ def test_unusable_products_are_left_out_with_their_reasons(tmp_path: Path, tiny_
     assert len(data.rejected) == 4
 
 
+@pytest.mark.parametrize("micro_products", [None, 3], ids=["whole", "gradient caching"])
 @pytest.mark.parametrize("grad_at", ["embeddings", "parameters"])
-def test_the_gradient_is_that_of_the_weighted_sum(config: TrainConfig, grad_at: str) -> None:
-    run = Run(config, None)
+def test_the_gradient_is_that_of_the_weighted_sum(
+    config: TrainConfig, grad_at: Literal["embeddings", "parameters"], micro_products: int | None
+) -> None:
+    settings = replace(config.optimizer, grad_at=grad_at, micro_products=micro_products)
+    run = Run(replace(config, optimizer=settings), ALONE, None)
     batch = next(iter(run.batches()))
+    batch = replace(batch, pixel_values=batch.pixel_values.double())
     weights = torch.tensor([0.5, 2.0, 0.1, 1.5, 1.0, 0.9])
     model = run.model.double()
-    inputs = (batch.pixel_values.double(), batch.input_ids, batch.attention_mask)
-    losses, magnitudes = backward(model, model(*inputs), weights, grad_at)
+    inputs = (batch.pixel_values, batch.input_ids, batch.attention_mask)
+    losses, magnitudes = run.stepper.backward(batch, weights)
     got = {name: each.grad.clone() for name, each in model.named_parameters()}
     model.zero_grad()
     sides = zip(*(output.float().chunk(2) for output in model(*inputs)), strict=True)
@@ -221,11 +242,11 @@ def test_the_gradient_is_that_of_the_weighted_sum(config: TrainConfig, grad_at: 
 def test_a_run_learns_and_resumes_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:
     whole = train(replace(config, output=str(tmp_path / "whole")))
     stopped = replace(config, output=str(tmp_path / "stopped"))
-    run = Run(stopped, None)
+    run = Run(stopped, ALONE, None)
     with fast_attention(run.model):
         for _, batch in zip(range(3), run.batches(), strict=False):
             run.train_step(batch)
-    run.save(tmp_path / "stopped" / "checkpoint")
+    run.save(tmp_path / "stopped")
     resumed = train(stopped, resume=True)
     one, two = load_checkpoint(whole), load_checkpoint(resumed)
     for (name, a), b in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
@@ -234,7 +255,7 @@ def test_a_run_learns_and_resumes_to_the_same_weights(config: TrainConfig, tmp_p
     assert two.provenance["train_config"]["optimizer"]["steps"] == 6
     assert two.provenance["train_config"]["data"]["catalog"] == "products.jsonl"
     assert str(tmp_path) not in json.dumps(two.provenance)
-    with pytest.raises(TrainingError, match="exists"):
+    with pytest.raises(TrainingError, match="holds checkpoints"):
         train(stopped)
 
 
@@ -263,7 +284,7 @@ def test_losses_fall_and_scalars_are_written(config: TrainConfig, tmp_path: Path
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_it(config: TrainConfig) -> None:
-    run = Run(config, None)
+    run = Run(config, ALONE, None)
     run.model.fusion.head.weight.data.fill_(float("nan"))
     before = [each.clone() for each in run.model.text_encoder.parameters()]
     with pytest.raises(TrainingError, match="the loss v2t is nan at step 0"):
@@ -272,17 +293,44 @@ def test_a_loss_that_is_not_finite_stops_and_names_it(config: TrainConfig) -> No
 
 
 def test_bf16_autocast_runs(config: TrainConfig) -> None:
-    run = Run(replace(config, optimizer=replace(config.optimizer, precision="bf16")), None)
-    assert run.bf16
+    run = Run(replace(config, optimizer=replace(config.optimizer, precision="bf16")), ALONE, None)
+    assert run.precision == "bf16"
     report = run.train_step(next(iter(run.batches())))
     assert all(math.isfinite(loss) for loss in report.losses.values())
+
+
+def test_fp16_scales_the_loss_and_skips_an_overflow(config: TrainConfig) -> None:
+    run = Run(replace(config, optimizer=replace(config.optimizer, precision="fp16")), ALONE, None)
+    batch = next(iter(run.batches()))
+    before = [each.detach().clone() for each in run.model.parameters()]
+    run.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    run.train_step(batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+    assert run.stepper.scaler.get_scale() == 2.0**39
+    run.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    report = run.train_step(batch)
+    plain = Run(config, ALONE, None)
+    assert report.gradient_norm == pytest.approx(plain.train_step(batch).gradient_norm, rel=0.05)
+    assert not all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+
+
+def test_activation_checkpointing_gives_the_same_gradient(config: TrainConfig) -> None:
+    run = Run(config, ALONE, None)
+    batch = next(iter(run.batches()))
+    recomputing = Run(replace(config, optimizer=replace(config.optimizer, activation_checkpointing=True)), ALONE, None)
+    for each in (run, recomputing):
+        each.stepper.backward(batch, each.loss_weights)
+    for encoder in (recomputing.model.image_encoder, recomputing.model.text_encoder):
+        assert any(getattr(module, "gradient_checkpointing", False) for module in encoder.modules())
+    for (name, a), b in zip(run.model.named_parameters(), recomputing.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_auto_precision_is_bf16_where_the_cpu_has_it(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     auto = replace(config, optimizer=replace(config.optimizer, precision="auto"))
     for has_it in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_it=has_it: {"avx512_bf16": has_it})
-        assert Run(auto, None).bf16 is has_it
+        assert Run(auto, ALONE, None).precision == ("bf16" if has_it else "fp32")
 
 
 def test_the_command_line_trains_from_a_file(config: TrainConfig, tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -304,13 +352,13 @@ def test_the_command_line_trains_from_a_file(config: TrainConfig, tmp_path: Path
         '''
     )
     assert main(["train", "--config", str(path)]) == 0
-    assert load_checkpoint(tmp_path / "from-file" / "checkpoint").provenance["steps"] == 2
+    assert load_checkpoint(tmp_path / "from-file").provenance["steps"] == 2
     assert main(["train", "--config", str(path)]) == 1  # the output exists
 
 
 def test_frozen_embeddings_and_rates(config: TrainConfig) -> None:
     settings = replace(config.optimizer, freeze_word_embeddings=True, text_lr_scale=0.1, weight_decay=0.3)
-    run = Run(replace(config, optimizer=settings), None)
+    run = Run(replace(config, optimizer=settings), ALONE, None)
     frozen = run.model.text_encoder.backbone.embeddings.word_embeddings.weight.clone()
     run.train_step(next(iter(run.batches())))
     assert torch.equal(run.model.text_encoder.backbone.embeddings.word_embeddings.weight, frozen)
@@ -351,19 +399,19 @@ def test_bad_configurations_are_refused(tmp_path: Path, config: TrainConfig) -> 
     with pytest.raises(ConfigError, match="cannot be read"):
         load_train_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="expected one of base, mini, tiny"):
-        Run(replace(config, model="huge"), None)
+        Run(replace(config, model="huge"), ALONE, None)
     with pytest.raises(ConfigError, match="tokenizer or text_weights"):
-        Run(replace(config, init=InitSettings()), None)
+        Run(replace(config, init=InitSettings()), ALONE, None)
     with pytest.raises(ConfigError, match="not installed: pip install no-such"):
         resolve("package:no_such/model")
     with pytest.raises(ConfigError, match="either pairs or group_columns"):
         DataSettings(catalog="x")
     with pytest.raises(UniecsError, match="no-catalogue"):
-        Run(replace(config, data=replace(config.data, catalog="no-catalogue.csv")), None)
+        Run(replace(config, data=replace(config.data, catalog="no-catalogue.csv")), ALONE, None)
 
 
 def test_resuming_another_network_is_refused(config: TrainConfig, tiny_checkpoint: Path) -> None:
     with pytest.raises(TrainingError, match="another network"):
-        Run(replace(config, model="mini"), tiny_checkpoint)
+        Run(replace(config, model="mini"), ALONE, tiny_checkpoint)
     with pytest.raises(UniecsError, match="training_state"):
-        Run(config, tiny_checkpoint)
+        Run(config, ALONE, tiny_checkpoint)

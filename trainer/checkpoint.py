@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ from uniecs.trainer.model import UniECS
 
 FORMAT = "uniecs-checkpoint"
 FORMAT_VERSION = 1
+CHECKPOINTS = "checkpoints"
+UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ def save_checkpoint(
     provenance: Mapping[str, Any],
     training_state: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write model.safetensors, checkpoint.json, tokenizer.json (and training_state.pt) to `folder`, atomically.
+    """Write model.safetensors, checkpoint.json, tokenizer.json (and training_state.pt) to the new folder `folder`.
 
-    They are written to a temporary folder beside it, fsynced and renamed; an older `folder` is replaced last.
+    They are written to a temporary folder beside it, fsynced and renamed: a `folder` that exists is whole.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
@@ -71,16 +72,34 @@ def save_checkpoint(
         torch.save(dict(training_state), temporary / "training_state.pt")
     for path in [*temporary.iterdir(), temporary]:
         sync(path)
-    previous = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(previous)
     temporary.rename(folder)
     sync(folder.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+
+
+def kept_checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run's folder, oldest first."""
+    return sorted(each for each in (run / CHECKPOINTS).glob("*") if each.name.isdecimal() and each.is_dir())
+
+
+def drop_checkpoints(run: Path, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints of a run, and what a killed process left unfinished."""
+    for each in (*kept_checkpoints(run)[:-keep], *(run / CHECKPOINTS).glob(f"{UNFINISHED}*")):
+        shutil.rmtree(each)
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """`path` itself, or the last checkpoint of the run's folder `path`; raises `CheckpointError` if it has none."""
+    if not (path / CHECKPOINTS).is_dir():
+        return path
+    kept = kept_checkpoints(path)
+    if not kept:
+        raise CheckpointError(f"{path / CHECKPOINTS} holds no whole checkpoint")
+    return kept[-1]
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Rebuild the network saved in `folder`; raises `CheckpointError` if it is missing, damaged or does not fit."""
+    """Rebuild the network of a checkpoint, or of a run's last one; raises `CheckpointError` if it cannot be read."""
+    folder = checkpoint_folder(folder)
     try:
         document = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "model.safetensors")
@@ -101,7 +120,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
-    """The optimiser, RNG and loop state beside a checkpoint (tensors and plain values only: no code is unpickled)."""
+    """The optimiser, scaler and loop state beside a checkpoint (tensors and plain values: no code is unpickled)."""
+    folder = checkpoint_folder(folder)
     try:
         state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:

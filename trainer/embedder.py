@@ -62,15 +62,16 @@ class TorchEncoder:
     @torch.no_grad()
     def _embed(self, texts: Sequence[str] | None, images: Sequence[ImageSource] | None) -> npt.NDArray[np.float32]:
         n = len(texts if texts is not None else images or ())
-        image_tokens = text_tokens = torch.zeros(n, 1, self.embed_dim)
-        text_mask = torch.ones(n, 1, dtype=torch.int64)
+        device = next(self.model.parameters()).device
+        image_tokens = text_tokens = torch.zeros(n, 1, self.embed_dim, device=device)
+        text_mask = torch.ones(n, 1, dtype=torch.int64, device=device)
         if images is not None:
             pixels = np.stack([pixel_values(each, self.model.config.preprocessing) for each in images])
-            image_tokens = self.model.image_encoder(torch.from_numpy(pixels))
+            image_tokens = self.model.image_encoder(torch.from_numpy(pixels).to(device))
         if texts is not None:
             ids = Tokenizer.pad(self._tokenizer.encode([check_text(each) for each in texts]))
-            input_ids, text_mask = map(torch.from_numpy, ids)
+            input_ids, text_mask = (torch.from_numpy(each).to(device) for each in ids)
             text_tokens = self.model.text_encoder(input_ids, text_mask)
-        indicator = torch.tensor([[float(images is not None), float(texts is not None)]]).expand(n, -1)
+        indicator = image_tokens.new_tensor([[images is not None, texts is not None]]).expand(n, -1)
         embedding = self.model.fusion(image_tokens, text_tokens, text_mask, indicator)
-        return np.asarray(embedding.float().numpy(), np.float32)
+        return np.asarray(embedding.float().cpu().numpy(), np.float32)

@@ -1,4 +1,4 @@
-"""The training loop: pairs in, checkpoint out (`uniecs train --config FILE`)."""
+"""The training loop: pairs in, checkpoint out (`uniecs train --config FILE`, alone or under torchrun)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,10 @@ from uniecs.evaluation import evaluate_pairs, read_pairs
 from uniecs.evaluation import read_products as read_catalog_products
 from uniecs.preprocess import Tokenizer, read_tokenizer
 from uniecs.trainer.checkpoint import (
+    CHECKPOINTS,
+    checkpoint_folder,
+    drop_checkpoints,
+    kept_checkpoints,
     load_checkpoint,
     load_image_backbone,
     load_text_backbone,
@@ -31,18 +34,18 @@ from uniecs.trainer.checkpoint import (
     save_checkpoint,
 )
 from uniecs.trainer.data import Batch, ProductSet, batches, read_products
+from uniecs.trainer.distributed import World, join
 from uniecs.trainer.embedder import TorchEncoder
-from uniecs.trainer.losses import NAMES, Representations, all_losses, update_weights
+from uniecs.trainer.losses import NAMES, update_weights
 from uniecs.trainer.model import UniECS
 from uniecs.trainer.pairs import PairSource, pairs_from_columns, pairs_from_ids
-from uniecs.trainer.settings import DataSettings, OptimizerSettings, TrainConfig
-
-CHECKPOINT = "checkpoint"
+from uniecs.trainer.settings import DataSettings, OptimizerSettings, TrainConfig, ValidationSettings
+from uniecs.trainer.step import Stepper
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did: each loss, each weight (before its update), and the norm of the clipped gradient."""
+    """What one step did: each loss, each weight (before its update), and the norm of the gradient before clipping."""
 
     losses: Mapping[str, float]
     weights: Mapping[str, float]
@@ -50,38 +53,37 @@ class StepReport:
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Run a training configuration; returns the checkpoint's folder, `output`/checkpoint.
+    """Run a training configuration; returns the folder of the last checkpoint, in `output`/checkpoints.
 
-    With `resume` the run goes on from that folder; without it the folder must not exist. Raises `TrainingError`
-    (nothing to train on, a loss that is not finite), `CheckpointError`, `ConfigError`, `CatalogError`.
+    With `resume` the run goes on from its last whole checkpoint; without it there must be none. Under torchrun every
+    process calls this. Raises `TrainingError` (nothing to train on, a loss that is not finite), `CheckpointError`,
+    `ConfigError`, `CatalogError`.
     """
-    folder = Path(config.output) / CHECKPOINT
-    if folder.exists() and not resume:
-        raise TrainingError(f"{folder} exists; pass --resume to go on, or choose another output")
-    run = Run(config, folder if resume else None)
+    folder = Path(config.output)
+    if kept_checkpoints(folder) and not resume:
+        raise TrainingError(f"{folder} holds checkpoints; pass --resume to go on, or choose another output")
     with ExitStack() as stack:
-        writer = SummaryWriter(str(Path(config.output) / "tensorboard"), purge_step=run.step)
-        stack.callback(writer.close)
+        world = stack.enter_context(join())
+        run = Run(config, world, folder if resume else None)
+        reporter = Reporter(run) if world.leads else None
+        if reporter:
+            stack.callback(reporter.close)
         stack.enter_context(fast_attention(run.model))
-        bar = stack.enter_context(
-            tqdm(total=config.optimizer.steps, initial=run.step, unit="step", file=sys.stderr, mininterval=5)
-        )
         for batch in run.batches():
             report = run.train_step(batch)
-            _log(writer, bar, report, run)
-            if config.validation and run.step % config.validation.every == 0:
-                _validate(run, writer)
-            if run.step % config.optimizer.checkpoint_every == 0 and run.step < config.optimizer.steps:
+            if reporter:
+                reporter.log(report)
+            if run.step % config.optimizer.checkpoint_every == 0 or run.step == config.optimizer.steps:
                 run.save(folder)
-        run.save(folder)
-    return folder
+        world.wait()
+    return checkpoint_folder(folder)
 
 
 class Run:
     """The state of a training run: network, optimiser, loss weights and the number of steps done."""
 
-    def __init__(self, config: TrainConfig, resume_from: Path | None) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, world: World, resume_from: Path | None) -> None:
+        self.config, self.world = config, world
         optimizer = config.optimizer
         torch.manual_seed(config.seed)
         if resume_from is None:
@@ -91,28 +93,39 @@ class Run:
             if checkpoint.config != config.model_config:
                 raise TrainingError(f"{resume_from} holds another network than the configuration describes")
             self.model, self.tokenizer_json = checkpoint.model, checkpoint.tokenizer_json
-        self.model.train()
+        self.model.to(world.device).train()
         if optimizer.freeze_word_embeddings:
             self.model.text_encoder.backbone.embeddings.requires_grad_(False)
+        if optimizer.activation_checkpointing:
+            for encoder in (self.model.image_encoder, self.model.text_encoder):
+                encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
         self.optimizer = build_optimizer(self.model, optimizer)
-        self.bf16 = optimizer.precision == "bf16" or (optimizer.precision == "auto" and cpu_has_bf16())
-        self.loss_weights = torch.ones(len(NAMES))
+        self.precision = optimizer.precision if optimizer.precision != "auto" else auto_precision(world.device)
+        self.stepper = Stepper(
+            self.model,
+            world,
+            precision=self.precision,
+            grad_at=optimizer.grad_at,
+            micro_products=optimizer.micro_products,
+        )
+        self.loss_weights = torch.ones(len(NAMES), device=world.device)
         self.step = 0
         if resume_from is not None:
             state = load_training_state(resume_from)
             self.optimizer.load_state_dict(state["optimizer"])
-            self.loss_weights, self.step = state["loss_weights"], int(state["step"])
-        preprocessing = config.model_config.preprocessing
-        tokenizer = Tokenizer(self.tokenizer_json, preprocessing.max_tokens)
+            if state.get("scaler"):
+                self.stepper.scaler.load_state_dict(state["scaler"])
+            self.loss_weights, self.step = state["loss_weights"].to(world.device), int(state["step"])
+        tokenizer = Tokenizer(self.tokenizer_json, config.model_config.preprocessing.max_tokens)
         if tokenizer.vocab_size > config.model_config.text.vocab_size:
             raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens, more than the network's vocabulary")
         self.data = read_products(Path(config.data.catalog), tokenizer)
-        for reason in self.data.rejected[:20]:
+        for reason in self.data.rejected[:20] if world.leads else ():
             print(f"left out: {reason}", file=sys.stderr)
         self.source = pair_source(self.data, config.data)
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of the steps that are left."""
+        """This rank's part of the batches of the steps that are left."""
         optimizer = self.config.optimizer
         return batches(
             self.data,
@@ -123,30 +136,36 @@ class Run:
             seed=self.config.seed,
             start=self.step,
             stop=optimizer.steps,
+            world=self.world,
         )
 
     def train_step(self, batch: Batch) -> StepReport:
         """One update of the network and of the loss weights."""
-        settings = self.config.optimizer
+        settings, scaler = self.config.optimizer, self.stepper.scaler
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(self.step, settings)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            outputs = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.patches)
-        losses, magnitudes = backward(self.model, outputs, self.loss_weights, settings.grad_at)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        _check_finite(losses, float(norm), self.step)
-        self.optimizer.step()
+        losses, magnitudes = self.stepper.backward(batch.to(self.world.device), self.loss_weights)
+        scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm))
+        # With a loss scaler, a gradient that overflows is skipped and the scale halved.
+        _check_finite(losses, 0.0 if scaler.is_enabled() else norm, self.step)
+        scaler.step(self.optimizer)
+        scaler.update()
         weights = dict(zip(NAMES, self.loss_weights.tolist(), strict=True))
-        self.loss_weights = update_weights(self.loss_weights, magnitudes, settings.beta)
+        if magnitudes.isfinite().all():
+            self.loss_weights = update_weights(self.loss_weights, magnitudes, settings.beta)
         self.step += 1
-        return StepReport({name: loss.item() for name, loss in losses.items()}, weights, float(norm))
+        return StepReport({name: loss.item() for name, loss in losses.items()}, weights, norm)
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint with all that `resume` needs; data order and augmentation follow from the step."""
+        if not self.world.leads:
+            return
         state = {
             "optimizer": self.optimizer.state_dict(),
-            "loss_weights": self.loss_weights,
+            "scaler": self.stepper.scaler.state_dict(),
+            "loss_weights": self.loss_weights.cpu(),
             "step": self.step,
         }
         provenance = {
@@ -154,49 +173,56 @@ class Run:
             "train_config": self.config.described(),
             "products": len(self.data.products),
             "groups": len(self.source.groups),
-            "bf16": self.bf16,
+            "precision": self.precision,
+            "ranks": self.world.size,
             "torch": torch.__version__,
         }
-        save_checkpoint(folder, self.model, self.tokenizer_json, provenance, state)
+        name = f"{self.step:08d}"
+        save_checkpoint(folder / CHECKPOINTS / name, self.model, self.tokenizer_json, provenance, state)
+        drop_checkpoints(folder, self.config.optimizer.keep_checkpoints)
 
 
-def backward(
-    model: UniECS, outputs: tuple[Tensor, Tensor, Tensor], weights: Tensor, grad_at: str
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Put the gradient of sum_i lambda_i L_i into the parameters; returns the losses and |grad L_i| (eq. 19).
+class Reporter:
+    """The leading rank's progress bar, TensorBoard scalars and validations."""
 
-    `outputs` are v, t, f, each (2N, D). The losses see detached embeddings, so that each one's gradient there costs
-    almost nothing; one pass through the network follows. grad_at="parameters" takes one pass for each loss instead.
-    """
-    leaves = [each.detach().float().requires_grad_() for each in outputs]
-    sides = zip(*(leaf.chunk(2) for leaf in leaves), strict=True)
-    losses = all_losses(*(Representations(*side) for side in sides))
-    gradients = [
-        torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True) for loss in losses.values()
-    ]
-    if grad_at == "embeddings":
-        magnitudes = torch.stack([_norm(each) for each in gradients])
-        total = [sum_weighted(weights, each) for each in zip(*gradients, strict=True)]
-        torch.autograd.backward(outputs, total)
-        return losses, magnitudes
-    parameters = [each for each in model.parameters() if each.requires_grad]
-    magnitudes = torch.zeros(len(losses))
-    for i, gradient in enumerate(gradients):
-        each = torch.autograd.grad(outputs, parameters, gradient, retain_graph=True, materialize_grads=True)
-        magnitudes[i] = _norm(each)
-        for parameter, value in zip(parameters, each, strict=True):
-            scaled = weights[i] * value
-            parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
-    return losses, magnitudes
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        world, steps = run.world, run.config.optimizer.steps
+        print(f"training on {world.device.type}, {run.precision}, {world.size} processes", file=sys.stderr)
+        self.writer = SummaryWriter(str(Path(run.config.output) / "tensorboard"), purge_step=run.step)
+        self.bar = tqdm(total=steps, initial=run.step, unit="step", file=sys.stderr, mininterval=5)
 
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
 
-def _norm(tensors: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([each.square().sum() for each in tensors]).sum().sqrt()
+    def log(self, report: StepReport) -> None:
+        """The scalars of one step, and the validation where it is due."""
+        run = self.run
+        for name in NAMES:
+            self.writer.add_scalar(f"loss/{name}", report.losses[name], run.step)
+            self.writer.add_scalar(f"lambda/{name}", report.weights[name], run.step)
+        self.writer.add_scalar("gradient_norm", report.gradient_norm, run.step)
+        self.writer.add_scalar("learning_rate", run.optimizer.param_groups[0]["lr"], run.step)
+        self.bar.set_postfix({name: f"{loss:.3f}" for name, loss in report.losses.items()}, refresh=False)
+        self.bar.update()
+        if run.config.validation and run.step % run.config.validation.every == 0:
+            self._validate(run.config.validation)
 
-
-def sum_weighted(weights: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
-    """sum_i weights[i] * tensors[i]."""
-    return torch.einsum("i,i...->...", weights, torch.stack(tensors))
+    def _validate(self, settings: ValidationSettings) -> None:
+        """The nine tasks on the validation pairs, to TensorBoard and as a line of R@1 / R@10."""
+        run = self.run
+        products, _ = read_catalog_products(settings.catalog)
+        pairs = read_pairs(settings.pairs)
+        run.model.eval()
+        results = evaluate_pairs(TorchEncoder(run.model, run.tokenizer_json), products, pairs)
+        run.model.train()
+        for task, recalls in results.items():
+            for k, value in recalls.items():
+                self.writer.add_scalar(f"validation_recall_at_{k}/{task}", value, run.step)
+        line = "  ".join(f"{task} {recalls[1]:.2f}/{recalls[10]:.2f}" for task, recalls in results.items())
+        mean = np.mean([recalls[10] for recalls in results.values()])
+        tqdm.write(f"step {run.step}: R@1/R@10 {line}  mean R@10 {mean:.4f}", file=sys.stderr)
 
 
 def _check_finite(losses: Mapping[str, Tensor], norm: float, step: int) -> None:
@@ -207,10 +233,12 @@ def _check_finite(losses: Mapping[str, Tensor], norm: float, step: int) -> None:
         raise TrainingError(f"the gradient is {norm} at step {step}; the last checkpoint is intact")
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX-512 BF16 or AMX)."""
+def auto_precision(device: torch.device) -> str:
+    """bf16 where the device multiplies it in hardware; else fp16 on a GPU (as Volta), fp32 on a CPU."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 def schedule(step: int, settings: OptimizerSettings) -> float:
@@ -278,35 +306,10 @@ def pair_source(data: ProductSet, settings: DataSettings) -> PairSource:
 @contextmanager
 def fast_attention(model: UniECS) -> Iterator[None]:
     """Plain matrix products for attention: on a CPU, SDPA's flash backward takes twice the time at these lengths."""
+    if next(model.parameters()).device.type != "cpu":
+        yield
+        return
     model.image_encoder.backbone.set_attn_implementation("eager")
     with sdpa_kernel([SDPBackend.MATH]):
         yield
     model.image_encoder.backbone.set_attn_implementation("sdpa")
-
-
-def _log(writer: SummaryWriter, bar: Any, report: StepReport, run: Run) -> None:
-    for name in NAMES:
-        writer.add_scalar(f"loss/{name}", report.losses[name], run.step)
-        writer.add_scalar(f"lambda/{name}", report.weights[name], run.step)
-    writer.add_scalar("gradient_norm", report.gradient_norm, run.step)
-    writer.add_scalar("learning_rate", run.optimizer.param_groups[0]["lr"], run.step)
-    bar.set_postfix({name: f"{loss:.3f}" for name, loss in report.losses.items()}, refresh=False)
-    bar.update()
-
-
-def _validate(run: Run, writer: SummaryWriter) -> None:
-    """The nine tasks on the validation pairs, to TensorBoard and as a line of R@1 / R@10."""
-    settings = run.config.validation
-    if settings is None:
-        return
-    products, _ = read_catalog_products(settings.catalog)
-    pairs = read_pairs(settings.pairs)
-    run.model.eval()
-    results = evaluate_pairs(TorchEncoder(run.model, run.tokenizer_json), products, pairs)
-    run.model.train()
-    for task, recalls in results.items():
-        for k, value in recalls.items():
-            writer.add_scalar(f"validation_recall_at_{k}/{task}", value, run.step)
-    line = "  ".join(f"{task} {recalls[1]:.2f}/{recalls[10]:.2f}" for task, recalls in results.items())
-    mean = np.mean([recalls[10] for recalls in results.values()])
-    tqdm.write(f"step {run.step}: R@1/R@10 {line}  mean R@10 {mean:.4f}", file=sys.stderr)

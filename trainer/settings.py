@@ -95,7 +95,10 @@ class OptimizerSettings(StrictConfig):
 
     `batch_pairs` is N of the losses. The learning rate of pre-trained text weights is `learning_rate` *
     `text_lr_scale`; `freeze_word_embeddings` leaves BERT's embedding tables as they are. `beta` and `grad_at` are
-    those of eq. 19. `precision` "auto" is bf16 autocast where the CPU has its instructions, else fp32.
+    those of eq. 19. `precision` "auto" is bf16 autocast where the CPU or GPU has its instructions, else fp16 with a
+    loss scaler on a GPU and fp32 on a CPU. Memory: `micro_products` products are embedded at a time on each rank
+    (gradient caching: the same gradient, at one more forward pass); `activation_checkpointing` recomputes the
+    backbones' activations. The last `keep_checkpoints` checkpoints are kept.
     """
 
     steps: int
@@ -108,8 +111,11 @@ class OptimizerSettings(StrictConfig):
     freeze_word_embeddings: bool = False
     beta: float = 0.5
     grad_at: Literal["embeddings", "parameters"] = "embeddings"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    micro_products: int | None = None
+    activation_checkpointing: bool = False
     checkpoint_every: int = 200
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
         _positive(
@@ -117,6 +123,8 @@ class OptimizerSettings(StrictConfig):
             learning_rate=self.learning_rate,
             checkpoint_every=self.checkpoint_every,
             clip_norm=self.clip_norm,
+            keep_checkpoints=self.keep_checkpoints,
+            micro_products=1 if self.micro_products is None else self.micro_products,
         )
         if self.batch_pairs < 2:
             raise ConfigError(f"batch_pairs is {self.batch_pairs}; expected at least 2")
@@ -126,7 +134,7 @@ class OptimizerSettings(StrictConfig):
 
 @dataclass(frozen=True)
 class TrainConfig(StrictConfig):
-    """A whole training run: `output` receives checkpoint/ and tensorboard/; `model` is a key of `config.MODELS`."""
+    """A whole training run: `output` receives checkpoints/ and tensorboard/; `model` is a key of `config.MODELS`."""
 
     model: str
     output: str

@@ -1,0 +1,140 @@
+"""Real processes: two ranks give one process's step; killed runs resume to the same weights; a dead rank ends all."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("transformers", reason="training needs transformers")
+pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
+
+from PIL import Image  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from uniecs.errors import CheckpointError  # noqa: E402
+from uniecs.trainer.checkpoint import checkpoint_folder, kept_checkpoints, load_checkpoint  # noqa: E402
+
+HARNESS = Path(__file__).with_name("distributed_step.py")
+COLOURS = ("red", "blue", "black", "green", "white", "grey")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
+
+
+def configuration(folder: Path, tokenizer: Path, optimizer: str) -> Path:
+    """24 drawn products in 12 groups and a configuration file that trains `tiny` on them."""
+    rows = []
+    for colour in COLOURS:
+        Image.new("RGB", (24, 32), colour).save(folder / f"{colour}.png")
+        for kind in ("shirt", "bag"):
+            for variant in ("cotton", "leather"):
+                row = {"id": f"{colour}-{kind}-{variant}", "title": f"{colour} {variant} {kind}", "colour": colour}
+                rows.append(row | {"kind": kind, "image": f"{colour}.png"})
+    (folder / "products.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = folder / "train.toml"
+    path.write_text(
+        f'''
+        model = "tiny"
+        output = "run"
+        [data]
+        catalog = "products.jsonl"
+        group_columns = ["colour", "kind"]
+        [init]
+        tokenizer = "{tokenizer}"
+        [augment]
+        token_dropout = 0.2
+        patch_dropout = 0.25
+        [optimizer]
+        precision = "fp32"
+        learning_rate = 1e-3
+        warmup_steps = 2
+        batch_pairs = 6
+        {optimizer}
+        '''
+    )
+    return path
+
+
+def harness(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the harness under torchrun, on loopback."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(HARNESS)]
+    return subprocess.run(
+        [*launch, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["", "micro_products = 4", 'grad_at = "parameters"'],
+    ids=["plain", "gradient caching", "magnitudes over the parameters"],
+)
+def test_two_ranks_equal_one_process(tmp_path: Path, tiny_checkpoint: Path, optimizer: str) -> None:
+    path = configuration(tmp_path, tiny_checkpoint, f"steps = 4\n{optimizer}")
+    for ranks in (1, 2):
+        done = harness(ranks, "step", path, tmp_path / f"{ranks}.safetensors")
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    assert len([name for name in one if name.startswith("gradient/")]) > 50
+    for name, expected in one.items():
+        gap = float((two[name] - expected).abs().max())
+        assert gap <= 1e-5 * max(1.0, float(expected.abs().max())), (name, gap)
+    assert float(one["gradient/fusion.head.weight"].abs().max()) > 1e-3  # not equal because both are nothing
+
+
+def test_two_ranks_train_and_leave_one_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    done = harness(2, "train", configuration(tmp_path, tiny_checkpoint, "steps = 3"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert load_checkpoint(tmp_path / "run").provenance["ranks"] == 2
+    assert len(kept_checkpoints(tmp_path / "run")) == 1
+
+
+def test_a_rank_that_dies_ends_the_run(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    path = configuration(tmp_path, tiny_checkpoint, "steps = 1000\ncheckpoint_every = 2")
+    assert harness(2, "train", path, 5).returncode != 0
+    assert load_checkpoint(tmp_path / "run").provenance["steps"] == 4
+
+
+def train_command(path: Path, *more: str) -> list[str]:
+    run = "import torch; torch.set_num_threads(1); from uniecs.cli import main; raise SystemExit(main())"
+    return [sys.executable, "-c", run, "train", "--config", str(path), *more]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    settings = "steps = 40\ncheckpoint_every = 3\nkeep_checkpoints = 2"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    subprocess.run(train_command(configuration(whole, tiny_checkpoint, settings)), env=ENVIRONMENT, check=True)
+    path = configuration(killed, tiny_checkpoint, settings)
+    process = subprocess.Popen(train_command(path), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while not kept_checkpoints(killed / "run") and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    stopped_at = load_checkpoint(killed / "run").provenance["steps"]
+    assert 3 <= stopped_at < 40
+    half_written = killed / "run" / "checkpoints" / ".unfinished-00000039"
+    half_written.mkdir(exist_ok=True)
+    (half_written / "checkpoint.json").write_text("{")
+    subprocess.run(train_command(path, "--resume"), env=ENVIRONMENT, check=True)
+    one, two = load_checkpoint(whole / "run"), load_checkpoint(killed / "run")
+    assert two.provenance["steps"] == 40
+    for (name, a), b in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert [each.name for each in kept_checkpoints(killed / "run")] == ["00000039", "00000040"]
+    assert not half_written.exists()
+
+
+def test_a_run_without_a_whole_checkpoint_says_so(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".unfinished-00000003").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        checkpoint_folder(tmp_path)
