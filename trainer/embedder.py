@@ -19,7 +19,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings (n, D) float32 and the errors by position (always empty: an error is raised)."""
+    """Embeddings (n, D) float32 and the errors by position."""
 
     embeddings: npt.NDArray[np.float32]
     errors: dict[int, UniecsError] = field(default_factory=dict)
@@ -45,19 +45,25 @@ class TorchEncoder:
         *,
         errors: Literal["raise", "return"] = "raise",
     ) -> npt.NDArray[np.float32] | Embeddings:
-        """(n, D) float32 unit rows; raises the first item's `UniecsError`."""
+        """(n, D) float32 unit rows; raises the first bad item's `UniecsError`, or returns all (their rows NaN)."""
         if texts is None and images is None:
             raise InputError("encode needs texts, images or both")
         count = len(texts if texts is not None else images or ())
-        rows = [
-            self._embed(
-                None if texts is None else texts[start : start + BATCH],
-                None if images is None else images[start : start + BATCH],
-            )
-            for start in range(0, count, BATCH)
-        ]
-        embeddings = np.concatenate(rows) if rows else np.empty((0, self.embed_dim), np.float32)
-        return embeddings if errors == "raise" else Embeddings(embeddings)
+        embeddings = np.full((count, self.embed_dim), np.nan, np.float32)
+        failed: dict[int, UniecsError] = {}
+        for start in range(0, count, BATCH):
+            rows = slice(start, start + BATCH)
+            try:
+                embeddings[rows] = self._embed(texts and texts[rows], images and images[rows])
+            except UniecsError:
+                if errors == "raise":
+                    raise
+                for row in range(start, min(start + BATCH, count)):
+                    try:
+                        embeddings[row] = self._embed(texts and [texts[row]], images and [images[row]])[0]
+                    except UniecsError as error:
+                        failed[row] = error
+        return embeddings if errors == "raise" else Embeddings(embeddings, failed)
 
     @torch.no_grad()
     def _embed(self, texts: Sequence[str] | None, images: Sequence[ImageSource] | None) -> npt.NDArray[np.float32]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from uniecs.catalog import Product, Rejected
     from uniecs.encoder import Encoder
+    from uniecs.evaluation import PairEncoder
     from uniecs.export.verify import VerifyReport
 
 INTERRUPTED = 130
@@ -111,10 +112,22 @@ def _add_search_commands(commands: Any, as_json: argparse.ArgumentParser, where:
 
 
 def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: argparse.ArgumentParser) -> None:
-    """train, eval, export, verify."""
+    """train, pairs, eval, export, verify."""
     train = _add(commands, "train", _train, "train a model")
     train.add_argument("--config", type=Path, required=True, help="TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+
+    pairs = _add(commands, "pairs", _pairs, "pairs of similar products from an interaction log", as_json)
+    pairs.add_argument("log", type=Path, help=".csv or .parquet with the columns user, item, time")
+    pairs.add_argument("--catalog", type=Path, required=True, help="the products that the log names")
+    pairs.add_argument("--out", type=Path, required=True, help="the folder to create")
+    for side in ("image", "text"):
+        pairs.add_argument(f"--{side}-encoder", default="mini", help="packaged name, bundle or checkpoint (mini)")
+        pairs.add_argument(f"--min-{side}-similarity", type=float, default=0.75, help="cosine (0.75)")
+    pairs.add_argument("--session-minutes", type=float, default=30.0, help="a longer pause ends a session (30)")
+    for name in ("val", "test"):
+        pairs.add_argument(f"--{name}", type=float, default=0.05, help=f"share of the groups in {name} (0.05)")
+    pairs.add_argument("--seed", type=int, default=0, help="of the split (0)")
 
     evaluate = _add(commands, "eval", _eval, "nine retrieval tasks and the plain baselines", as_json, where)
     evaluate.add_argument("model", help="packaged name or bundle folder")
@@ -320,6 +333,41 @@ def _train(args: argparse.Namespace) -> int:
         folder = train(load_train_config(args.config), resume=args.resume)
     print(f"trained: {folder}")
     return 0
+
+
+def _pairs(args: argparse.Namespace) -> int:
+    from uniecs.evaluation import read_products
+
+    with _needs("pairs", "train"):
+        from uniecs.trainer import mining
+
+        keys = ("min_image_similarity", "min_text_similarity", "session_minutes", "val", "test", "seed")
+        settings = mining.MiningSettings(**{key: getattr(args, key) for key in keys})
+        clicks = mining.read_clicks(args.log)
+        products, rejected = read_products(args.catalog)
+        encoders = [_encoder_of(each) for each in (args.image_encoder, args.text_encoder)]
+        mined = mining.mine(clicks, products, *encoders, settings)
+        mining.write_pairs(args.out, mined, products)
+    if args.json:
+        _print_json({"out": str(args.out), **mined.report, "rejected": _rejections(rejected)})
+    else:
+        _note_rejected(rejected)
+        print(mining.format_report(mined))
+    return 0 if any(mined.splits.values()) else 1
+
+
+def _encoder_of(name_or_path: str) -> PairEncoder:
+    """The encoder of a bundle, or of a checkpoint or training run."""
+    folder = Path(name_or_path)
+    if (folder / "checkpoint.json").is_file() or (folder / "checkpoints").is_dir():
+        from uniecs.trainer.checkpoint import load_checkpoint
+        from uniecs.trainer.embedder import TorchEncoder
+
+        checkpoint = load_checkpoint(folder)
+        return TorchEncoder(checkpoint.model, checkpoint.tokenizer_json)
+    from uniecs.encoder import load
+
+    return load(name_or_path)
 
 
 def _eval(args: argparse.Namespace) -> int:

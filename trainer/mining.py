@@ -1,0 +1,326 @@
+"""Pairs of similar products from interaction logs (`uniecs pairs`): co-clicks in a session, similar in both modalities.
+
+The paper's rule: two products that a user looked at in one session are a pair when both their images and their texts
+have a similarity above 0.75; each product is in at most one pair. Everything here is a function of its arguments:
+equal logs give equal pairs, whatever the order of their rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from uniecs.catalog import Product
+from uniecs.config import StrictConfig
+from uniecs.errors import CatalogError, ConfigError
+from uniecs.evaluation import PairEncoder
+
+COLUMNS = ("user", "item", "time")
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class MiningSettings(StrictConfig):
+    """When clicks belong together, when products are similar, and how the pairs are split.
+
+    A session ends after `session_minutes` without a click of its user; each click is paired with the `window` clicks
+    before it. `val` and `test` are shares of the groups of connected products.
+    """
+
+    session_minutes: float = 30.0
+    window: int = 10
+    min_image_similarity: float = 0.75
+    min_text_similarity: float = 0.75
+    val: float = 0.05
+    test: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.session_minutes <= 0 or self.window < 1:
+            raise ConfigError(f"session_minutes and window must be positive; got {self}")
+        if not all(-1 <= each <= 1 for each in (self.min_image_similarity, self.min_text_similarity)):
+            raise ConfigError(f"similarities are cosines, from -1 to 1; got {self}")
+        if self.val < 0 or self.test < 0 or self.val + self.test >= 1:
+            raise ConfigError(f"val and test are shares that leave some for training; got {self.val} and {self.test}")
+
+
+@dataclass(frozen=True)
+class MinedPairs:
+    """Pairs (trigger id, recall id) of each split, and how many of what were dropped for which reason."""
+
+    splits: Mapping[str, Sequence[tuple[str, str]]]
+    report: Mapping[str, int]
+
+
+@dataclass
+class Clicks:
+    """A log as columns: codes of users and items, seconds, the items' ids by code, and the rows left out."""
+
+    users: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+    ids: Sequence[str]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def read_clicks(path: Path) -> Clicks:
+    """Read a .csv or .parquet log with the columns user, item, time (seconds, or ISO 8601; UTC without a zone).
+
+    Rows with an empty or unreadable value are counted and left out. Raises `CatalogError` for an unusable file.
+    """
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    rows: list[tuple[int, int]] = []
+    seconds: list[float] = []
+    dropped: Counter[str] = Counter()
+    for user, item, time in _log_rows(path):
+        moment = _seconds(time)
+        if not user or not item:
+            dropped["rows without a user or an item"] += 1
+        elif moment is None:
+            dropped["rows whose time cannot be read"] += 1
+        else:
+            rows.append((users.setdefault(user, len(users)), items.setdefault(item, len(items))))
+            seconds.append(moment)
+    if not rows:
+        raise CatalogError(f"{path} has no usable row of {','.join(COLUMNS)}")
+    codes = np.array(rows, np.int64)
+    # Codes in the order of the ids, not of the rows: they settle clicks of one second.
+    ids = sorted(items)
+    rank = np.empty(len(ids), np.int64)
+    rank[[items[each] for each in ids]] = np.arange(len(ids))
+    return Clicks(codes[:, 0], rank[codes[:, 1]], np.array(seconds), ids, dropped)
+
+
+def _log_rows(path: Path) -> Iterator[tuple[str, str, object]]:
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as parquet
+
+            with parquet.ParquetFile(path) as file:
+                _check_columns(path, file.schema_arrow.names)
+                for batch in file.iter_batches(columns=list(COLUMNS)):
+                    for user, item, time in zip(*(batch[name].to_pylist() for name in COLUMNS), strict=True):
+                        yield _text(user), _text(item), time
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as lines:
+                rows = csv.DictReader(lines, strict=True)
+                _check_columns(path, rows.fieldnames or ())
+                for row in rows:
+                    yield _text(row["user"]), _text(row["item"]), row["time"]
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise CatalogError(f"log {path} cannot be read: {error}") from error
+
+
+def _check_columns(path: Path, columns: Iterable[str]) -> None:
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        raise CatalogError(f"log {path} lacks the column {missing[0]!r}; expected {', '.join(COLUMNS)}")
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _seconds(value: object) -> float | None:
+    """Seconds since 1970, or None for what is no time; digits alone are seconds, not a date."""
+    try:
+        seconds = float(_text(value))
+        return seconds if math.isfinite(seconds) else None
+    except ValueError:
+        pass
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(_text(value))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def co_clicks(clicks: Clicks, settings: MiningSettings) -> Counter[tuple[str, str]]:
+    """In how many sessions each two items were clicked together; the key's first item was clicked first there.
+
+    Where sessions differ in the order, the more frequent one is the key (the smaller id first if they are equal).
+    """
+    order = np.lexsort((clicks.items, clicks.seconds, clicks.users))
+    users, items, seconds = clicks.users[order], clicks.items[order], clicks.seconds[order]
+    starts = np.flatnonzero((np.diff(users) != 0) | (np.diff(seconds) > settings.session_minutes * 60)) + 1
+    ordered: Counter[tuple[int, int]] = Counter()
+    for session in np.split(items, starts):
+        distinct = list(dict.fromkeys(session.tolist()))
+        ordered.update(
+            (earlier, later)
+            for place, later in enumerate(distinct)
+            for earlier in distinct[max(0, place - settings.window) : place]
+        )
+    found: Counter[tuple[str, str]] = Counter()
+    for (one, two), count in ordered.items():
+        back = ordered.get((two, one), 0)
+        if (count, clicks.ids[two]) > (back, clicks.ids[one]):
+            found[clicks.ids[one], clicks.ids[two]] = count + back
+    return found
+
+
+def mine(
+    clicks: Clicks,
+    products: Mapping[str, Product],
+    image_encoder: PairEncoder,
+    text_encoder: PairEncoder,
+    settings: MiningSettings,
+) -> MinedPairs:
+    """Pairs of `products` from a log; `image_encoder` embeds their images, `text_encoder` their titles.
+
+    Of the co-clicked products those stay whose similarities reach both thresholds. Where a product could be in several
+    pairs, the pair of the most sessions wins, then the most similar one. Products that are connected by such pairs, or
+    that share a title, go to one split.
+    """
+    counts = co_clicks(clicks, settings)
+    report = Counter({"clicks": len(clicks.items), "co-clicked pairs": len(counts)}) + clicks.dropped
+    candidates = []
+    for pair in sorted(counts):
+        known = [products.get(each) for each in pair]
+        if None in known:
+            report["dropped: a product is not in the catalogue"] += 1
+        elif any(each is None or each.title is None or each.image is None for each in known):
+            report["dropped: a product lacks its title or image"] += 1
+        else:
+            candidates.append(pair)
+    ids = sorted({each for pair in candidates for each in pair})
+    images, no_image = _embed(image_encoder, ids, lambda each: {"images": [products[i].image for i in each]})
+    texts, no_text = _embed(text_encoder, ids, lambda each: {"texts": [products[i].title for i in each]})
+    kept: list[tuple[float, float, str, str]] = []
+    for one, two in candidates:
+        if {one, two} & (no_image | no_text):
+            report["dropped: an image or a title cannot be read"] += 1
+            continue
+        image, text = float(images[one] @ images[two]), float(texts[one] @ texts[two])
+        if image < settings.min_image_similarity:
+            report["dropped: the images are not similar"] += 1
+        elif text < settings.min_text_similarity:
+            report["dropped: the texts are not similar"] += 1
+        else:
+            kept.append((-counts[one, two], -(image + text), one, two))
+    matched, used = [], set[str]()
+    for *_, one, two in sorted(kept):
+        if used & {one, two}:
+            report["dropped: a product is in a better pair"] += 1
+        else:
+            used |= {one, two}
+            matched.append((one, two))
+    groups = connected(
+        [(one, two) for *_, one, two in kept], {each: str(products[each].title).casefold() for each in used}
+    )
+    splits = split(sorted(matched), groups, settings)
+    report.update({f"{name} pairs": len(pairs) for name, pairs in splits.items()})
+    return MinedPairs(splits, dict(report))
+
+
+def _embed(
+    encoder: PairEncoder, ids: Sequence[str], items: Callable[[Sequence[str]], dict[str, Any]]
+) -> tuple[dict[str, npt.NDArray[np.float32]], set[str]]:
+    """Unit vectors by id, and the ids of what cannot be embedded."""
+    from tqdm import tqdm
+
+    vectors: dict[str, npt.NDArray[np.float32]] = {}
+    failed: set[str] = set()
+    for start in tqdm(range(0, len(ids), CHUNK), desc="embed", unit="chunk", disable=None):
+        chunk = ids[start : start + CHUNK]
+        result = encoder.encode(**items(chunk), errors="return")
+        failed |= {chunk[place] for place in result.errors}
+        vectors.update(zip(chunk, result.embeddings, strict=True))
+    return vectors, failed
+
+
+def connected(pairs: Iterable[tuple[str, str]], titles: Mapping[str, str]) -> dict[str, str]:
+    """The group of each product, named by its smallest id: what pairs or equal titles connect is one group."""
+    root: dict[str, str] = {}
+
+    def find(each: str) -> str:
+        while root.setdefault(each, each) != each:
+            root[each] = root[root[each]]
+            each = root[each]
+        return each
+
+    def join(one: str, two: str) -> None:
+        low, high = sorted((find(one), find(two)))
+        root[high] = low
+
+    for one, two in pairs:
+        join(one, two)
+    same: dict[str, list[str]] = defaultdict(list)
+    for each, title in titles.items():
+        same[title].append(each)
+    for first, *others in same.values():
+        for other in others:
+            join(first, other)
+    return {each: find(each) for each in list(root)}
+
+
+def split(
+    pairs: Sequence[tuple[str, str]], groups: Mapping[str, str], settings: MiningSettings
+) -> dict[str, list[tuple[str, str]]]:
+    """Whole groups to train, val and test, by a hash of the group's name: the same group falls alike in every run."""
+    splits: dict[str, list[tuple[str, str]]] = {"train": [], "val": [], "test": []}
+    for one, two in pairs:
+        digest = hashlib.sha256(f"{settings.seed}:{groups[one]}".encode()).digest()
+        place = int.from_bytes(digest[:8]) / 2**64
+        name = "test" if place < settings.test else "val" if place < settings.test + settings.val else "train"
+        splits[name].append((one, two))
+    return splits
+
+
+def write_pairs(folder: Path, mined: MinedPairs, products: Mapping[str, Product]) -> None:
+    """Write each split as NAME_pairs.csv (for `data.pairs`) and NAME.parquet in the benchmark's layout.
+
+    Its columns: trigger_id, recall_id, trigger_text, trigger_image, recall_text, recall_image, an image as {bytes,
+    path}. Raises `CatalogError` if `folder` holds anything, or cannot be written.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CatalogError(f"{folder} already holds something; choose another folder")
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    kinds = {"id": pyarrow.string(), "text": pyarrow.string(), "image": image}
+    schema = pyarrow.schema([(f"{side}_{kind}", kinds[kind]) for kind in kinds for side in ("trigger", "recall")])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, pairs in mined.splits.items():
+            with (folder / f"{name}_pairs.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("trigger_id", "recall_id"), *pairs])
+            with parquet.ParquetWriter(folder / f"{name}.parquet", schema) as writer:
+                for start in range(0, len(pairs), CHUNK):
+                    rows = [_record(products[one], products[two]) for one, two in pairs[start : start + CHUNK]]
+                    writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+    except OSError as error:
+        raise CatalogError(f"{folder} cannot be written: {error}") from error
+
+
+def _record(trigger: Product, recall: Product) -> dict[str, object]:
+    record: dict[str, object] = {}
+    for side, product in (("trigger", trigger), ("recall", recall)):
+        is_bytes = isinstance(product.image, bytes)
+        record |= {
+            f"{side}_id": product.id,
+            f"{side}_text": product.title,
+            f"{side}_image": {
+                "bytes": product.image if is_bytes else None,
+                "path": None if is_bytes else str(product.image),
+            },
+        }
+    return record
+
+
+def format_report(mined: MinedPairs) -> str:
+    """The report as aligned lines."""
+    width = max(map(len, mined.report))
+    return "\n".join(f"{what.ljust(width)}  {count:>12,}" for what, count in mined.report.items())
