@@ -40,6 +40,7 @@ MODULES = {
     "uniecs.engine": "serve",
     "uniecs.index_folder": "serve",
     "uniecs.evaluation": "evaluation",
+    "uniecs.benchmark_sets": "evaluation",
     "uniecs.cli": "command",
     "uniecs.demo": "command",
     "uniecs.doctor": "command",

@@ -131,8 +131,12 @@ def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: 
 
     evaluate = _add(commands, "eval", _eval, "nine retrieval tasks and the plain baselines", as_json, where)
     evaluate.add_argument("model", help="packaged name or bundle folder")
-    evaluate.add_argument("--catalog", type=Path, required=True)
-    evaluate.add_argument("--pairs", type=Path, required=True, help="CSV with the header trigger_id,recall_id")
+    evaluate.add_argument("--catalog", type=Path, help="with --pairs: your own products")
+    evaluate.add_argument("--pairs", type=Path, help="CSV with the header trigger_id,recall_id")
+    evaluate.add_argument("--benchmark", choices=("pairs", "fashioniq", "fashion200k"), help="with --data, instead")
+    evaluate.add_argument("--data", type=Path, help="the benchmark's folder, or for pairs its file")
+    evaluate.add_argument("--split", help="of fashioniq (val) or fashion200k (test)")
+    evaluate.set_defaults(parser=evaluate)
 
     export = _add(commands, "export", _export, "a checkpoint into a bundle of three ONNX graphs")
     export.add_argument("checkpoint", type=Path)
@@ -371,13 +375,40 @@ def _encoder_of(name_or_path: str) -> PairEncoder:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from uniecs.evaluation import evaluate, format_table
+    from uniecs import evaluation
 
-    report = evaluate(_load(args), args.catalog, args.pairs)
+    given = [name for name in ("catalog", "pairs", "benchmark", "data") if getattr(args, name) is not None]
+    if given not in (["catalog", "pairs"], ["benchmark", "data"]):
+        args.parser.error("give --catalog and --pairs, or --benchmark and --data")
+    if args.split and args.benchmark not in ("fashioniq", "fashion200k"):
+        args.parser.error("--split is of fashioniq and fashion200k")
+    if args.benchmark in ("fashioniq", "fashion200k"):
+        return _eval_tasks(args)
+    if args.benchmark == "pairs":
+        from uniecs.benchmark_sets import read_pair_set
+
+        report = evaluation.evaluate_products(_load(args), *read_pair_set(args.data))
+    else:
+        report = evaluation.evaluate(_load(args), args.catalog, args.pairs)
     if args.json:
         _print_json(report)
     else:
-        print(format_table(report))
+        print(evaluation.format_table(report))
+    return 0
+
+
+def _eval_tasks(args: argparse.Namespace) -> int:
+    from uniecs import benchmark_sets as sets
+
+    reader = sets.read_fashioniq if args.benchmark == "fashioniq" else sets.read_fashion200k
+    tasks = reader(args.data, args.split) if args.split else reader(args.data)
+    encoder = _load(args)
+    figures = sets.evaluate_tasks(encoder, tasks)
+    engine = {"model_id": encoder.model_id, "backend": encoder.backend, "precision": encoder.precision}
+    if args.json:
+        _print_json({"benchmark": args.benchmark, **engine, "tasks": figures})
+    else:
+        print(sets.format_tasks(figures, f"{args.benchmark}: {encoder!r}"))
     return 0
 
 

@@ -118,14 +118,18 @@ def evaluate(encoder: PairEncoder, catalog: str | Path, pairs: str | Path) -> di
     tasks {"t>v": {"1": share, ...}}, baselines {"tfidf": {"t>t": ...}, "raw_pixels": {"v>v": ...}}.
     Raises `CatalogError` on unusable files, and what `evaluate_pairs` and `baselines` raise.
     """
-    named = read_pairs(pairs)
     products, _ = read_products(catalog)
-    plain = baselines(products, named)
-    tasks = evaluate_pairs(encoder, products, named)
+    return evaluate_products(encoder, products, read_pairs(pairs))
+
+
+def evaluate_products(encoder: PairEncoder, products: Mapping[str, Product], pairs: Pairs) -> dict[str, Any]:
+    """As `evaluate`, for products and pairs that were read already."""
+    plain = baselines(products, pairs)
+    tasks = evaluate_pairs(encoder, products, pairs)
     return {
-        "pairs": len(named),
+        "pairs": len(pairs),
         "products": len(products),
-        "candidates": len({recall for _, recall in named}),
+        "candidates": len({recall for _, recall in pairs}),
         "model_id": encoder.model_id,
         "backend": encoder.backend,
         "device": encoder.device,

@@ -1,0 +1,240 @@
+"""Public retrieval benchmarks in their own file layouts: M-BEER's pairs, FashionIQ, Fashion200K.
+
+Each reader gives `RetrievalTask`s for `evaluate_tasks`, or products and pairs for the nine tasks. Nothing is
+downloaded: what is missing is a `CatalogError` that says where it comes from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from uniecs.catalog import Product, read_catalog
+from uniecs.errors import CatalogError
+from uniecs.evaluation import PairEncoder
+
+KS = (1, 5, 10, 50)
+PAIR_COLUMNS = ("trigger_text", "trigger_image", "recall_text", "recall_image")
+FASHIONIQ_CATEGORIES = ("dress", "shirt", "toptee")
+FASHION200K_CATEGORIES = ("dress", "jacket", "pants", "skirt", "top")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+FASHIONIQ_SOURCE = "https://github.com/XiaoxiaoGuo/fashion-iq"
+FASHION200K_SOURCE = "https://github.com/xthan/fashion-200k"
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is embedded: a text, an image (a path), or both."""
+
+    text: str | None = None
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries, candidates, and for each query the positions of the candidates that answer it."""
+
+    name: str
+    queries: tuple[Item, ...]
+    candidates: tuple[Item, ...]
+    answers: tuple[frozenset[int], ...]
+
+
+def read_pair_set(path: str | Path) -> tuple[dict[str, Product], list[tuple[str, str]]]:
+    """Products and pairs of a file in M-BEER's layout (as `uniecs pairs` writes it), for `evaluate_pairs`.
+
+    A .parquet, .jsonl or .csv with the columns trigger_text, trigger_image, recall_text, recall_image. With
+    trigger_id and recall_id rows of one product are one candidate; without them each side of a row is a product
+    of its own. Raises `CatalogError` for a file or row that cannot be used.
+    """
+    products: dict[str, Product] = {}
+    pairs = []
+    for row, record in enumerate(_records(Path(path))):
+        missing = [name for name in PAIR_COLUMNS if record.get(name) is None]
+        if missing:
+            raise CatalogError(f"row {row} of {path} has no {missing[0]}; expected {', '.join(PAIR_COLUMNS)}")
+        names = []
+        for side in ("trigger", "recall"):
+            identity = str(record.get(f"{side}_id") or f"{side}-{row}")
+            fields = {"id": identity, "title": record[f"{side}_text"], "image": record[f"{side}_image"]}
+            (item,) = read_catalog([fields])
+            if not isinstance(item, Product):
+                raise CatalogError(f"row {row} of {path} cannot be used: {item.error}")
+            products.setdefault(identity, item)
+            names.append(identity)
+        pairs.append((names[0], names[1]))
+    if not pairs:
+        raise CatalogError(f"{path} has no rows; expected the columns {', '.join(PAIR_COLUMNS)}")
+    return products, pairs
+
+
+def _records(path: Path) -> Iterable[dict[str, Any]]:
+    """Rows as mappings, images as `read_catalog` takes them and relative to the file's folder."""
+    import csv
+
+    folder = path.absolute().parent
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as parquet
+
+            with parquet.ParquetFile(path) as file:
+                rows = [row for batch in file.iter_batches(64) for row in batch.to_pylist()]
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as lines:
+                is_json = path.suffix.lower() == ".jsonl"
+                rows = [json.loads(line) for line in lines] if is_json else list(csv.DictReader(lines, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise CatalogError(f"{path} cannot be read: {error}") from error
+    for row in rows:
+        for side in ("trigger_image", "recall_image"):
+            image = row.get(side)
+            if isinstance(image, dict) and image.get("bytes") is None:
+                image = image.get("path")
+            row[side] = str(folder / image) if isinstance(image, str) and image else image or None
+    return rows
+
+
+def read_fashioniq(folder: str | Path, split: str = "val") -> list[RetrievalTask]:
+    """Composed retrieval, one task a category: an image and its two captions to the image they describe.
+
+    Reads captions/cap.CATEGORY.SPLIT.json and image_splits/split.CATEGORY.SPLIT.json as published, and
+    images/ASIN.png (or .jpg). The captions are joined by " and "; candidates are all images of the split. Raises
+    `CatalogError` for missing or unusable files; the test split is published without its targets.
+    """
+    root = Path(folder)
+    tasks = []
+    for category in FASHIONIQ_CATEGORIES:
+        names = _json_list(root / "image_splits" / f"split.{category}.{split}.json", FASHIONIQ_SOURCE)
+        captions_file = root / "captions" / f"cap.{category}.{split}.json"
+        entries = _json_list(captions_file, FASHIONIQ_SOURCE)
+        if not all(isinstance(each, dict) and {"candidate", "captions", "target"} <= each.keys() for each in entries):
+            raise CatalogError(f"{captions_file} has entries without a target; only train and val are published whole")
+        position = {str(name): place for place, name in enumerate(names)}
+        unknown = [each["target"] for each in entries if each["target"] not in position]
+        if unknown:
+            raise CatalogError(f"{captions_file} names the target {unknown[0]!r}, which is not in the split")
+        wanted = {*position, *(each["candidate"] for each in entries)}
+        hint = f"download the URLs of {root}/image_url/asin2url.{category}.txt ({FASHIONIQ_SOURCE})"
+        images = _images(root / "images", wanted, hint)
+        tasks.append(
+            RetrievalTask(
+                f"{category} vt>v",
+                tuple(Item(" and ".join(map(str, each["captions"])), images[each["candidate"]]) for each in entries),
+                tuple(Item(image=images[name]) for name in position),
+                tuple(frozenset({position[each["target"]]}) for each in entries),
+            )
+        )
+    return tasks
+
+
+def _json_list(path: Path, source: str) -> list[Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CatalogError(f"{path} is missing ({error}); get it from {source}") from error
+    except ValueError as error:
+        raise CatalogError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, list) or not content:
+        raise CatalogError(f"{path} is not a list of entries; get it anew from {source}")
+    return content
+
+
+def _images(folder: Path, names: Iterable[str], hint: str) -> dict[str, str]:
+    """The path of each name's image; `CatalogError` with the number of missing ones and where they come from."""
+    present = {each.stem: each for each in folder.glob("*") if each.suffix.lower() in IMAGE_SUFFIXES}
+    missing = sorted(name for name in names if name not in present)
+    if missing:
+        raise CatalogError(f"{folder} lacks {len(missing)} images, such as {missing[0]}.png: {hint}")
+    return {name: str(present[name]) for name in names}
+
+
+def read_fashion200k(folder: str | Path, split: str = "test") -> list[RetrievalTask]:
+    """Text to image and image to text over all categories of Fashion200K.
+
+    Reads labels/CATEGORY_SPLIT_detect_all.txt as published (path, detection score, description, separated by tabs) and
+    the images at those paths below `folder` (women/...). An answer of a description is any image that has it; an
+    image's answer is its description. Raises `CatalogError` for missing or unusable files.
+    """
+    root = Path(folder)
+    rows = [row for category in FASHION200K_CATEGORIES for row in _labels(root, category, split)]
+    missing = [path for path, _ in rows if not (root / path).is_file()]
+    if missing:
+        raise CatalogError(
+            f"{root} lacks {len(missing)} of {len(rows)} images, such as {missing[0]}: unpack women.tar.gz of "
+            f"{FASHION200K_SOURCE} there"
+        )
+    descriptions = {text: place for place, text in enumerate(dict.fromkeys(text for _, text in rows))}
+    images = tuple(Item(image=str(root / path)) for path, _ in rows)
+    texts = tuple(Item(text=text) for text in descriptions)
+    with_text: list[set[int]] = [set() for _ in descriptions]
+    for place, (_, text) in enumerate(rows):
+        with_text[descriptions[text]].add(place)
+    return [
+        RetrievalTask("t>v", texts, images, tuple(map(frozenset, with_text))),
+        RetrievalTask("v>t", images, texts, tuple(frozenset({descriptions[text]}) for _, text in rows)),
+    ]
+
+
+def _labels(root: Path, category: str, split: str) -> list[tuple[str, str]]:
+    path = root / "labels" / f"{category}_{split}_detect_all.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(f"{path} cannot be read ({error}); get it from {FASHION200K_SOURCE}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        cells = line.split("\t")
+        if len(cells) != 3 or not cells[2].strip() or Path(cells[0]).is_absolute() or ".." in Path(cells[0]).parts:
+            raise CatalogError(f"{path} line {number} is {line[:80]!r}; expected path, score and description")
+        rows.append((cells[0], cells[2].strip()))
+    return rows
+
+
+def evaluate_tasks(encoder: PairEncoder, tasks: Sequence[RetrievalTask]) -> dict[str, dict[str, float]]:
+    """Recall@1/5/10/50 of each task: the share of queries with an answer among the k best candidates.
+
+    Ties count against the answer. Raises `CatalogError` naming an item that cannot be embedded.
+    """
+    report = {}
+    for task in tasks:
+        queries, candidates = (_embed(encoder, side, task.name) for side in (task.queries, task.candidates))
+        ahead = np.empty(len(queries), np.int64)
+        for row, query in enumerate(queries):
+            scores = candidates @ query
+            right = sorted(task.answers[row])
+            # Every wrong candidate that scores as much as the best right one stands before it.
+            ahead[row] = (scores >= scores[right].max()).sum() - (scores[right] >= scores[right].max()).sum()
+        report[task.name] = {str(k): float((ahead < k).mean()) for k in KS}
+    return report
+
+
+def _embed(encoder: PairEncoder, items: Sequence[Item], name: str) -> npt.NDArray[np.float32]:
+    from tqdm import tqdm
+
+    embeddings = np.empty((len(items), encoder.embed_dim), np.float32)
+    for start in tqdm(range(0, len(items), _CHUNK), desc=name, unit="chunk", disable=None, leave=False):
+        chunk = items[start : start + _CHUNK]
+        texts, images = [each.text for each in chunk], [each.image for each in chunk]
+        result = encoder.encode(
+            texts=None if texts[0] is None else texts, images=None if images[0] is None else images, errors="return"
+        )
+        if result.errors:
+            first = min(result.errors)
+            raise CatalogError(f"{chunk[first]} of {name} cannot be used: {result.errors[first]}")
+        embeddings[start : start + len(chunk)] = result.embeddings
+    return embeddings
+
+
+def format_tasks(report: dict[str, dict[str, float]], head: str) -> str:
+    """The figures of `evaluate_tasks` as an aligned plain-text table below a line `head`."""
+    width = max(map(len, report))
+    lines = [head, "task".ljust(width) + "".join(f"R@{k}".rjust(8) for k in KS)]
+    lines += [name.ljust(width) + "".join(f"{row[str(k)]:8.3f}" for k in KS) for name, row in report.items()]
+    return "\n".join(lines)
