@@ -349,8 +349,8 @@ def _pairs(args: argparse.Namespace) -> int:
         settings = mining.MiningSettings(**{key: getattr(args, key) for key in keys})
         clicks = mining.read_clicks(args.log)
         products, rejected = read_products(args.catalog)
-        encoders = [_encoder_of(each) for each in (args.image_encoder, args.text_encoder)]
-        mined = mining.mine(clicks, products, *encoders, settings)
+        image_encoder, text_encoder = _encoder_of(args.image_encoder), _encoder_of(args.text_encoder)
+        mined = mining.mine(clicks, products, image_encoder, text_encoder, settings)
         mining.write_pairs(args.out, mined, products)
     if args.json:
         _print_json({"out": str(args.out), **mined.report, "rejected": _rejections(rejected)})
