@@ -25,7 +25,7 @@ from uniecs.trainer.checkpoint import checkpoint_folder, kept_checkpoints, load_
 
 HARNESS = Path(__file__).with_name("distributed_step.py")
 COLOURS = ("red", "blue", "black", "green", "white", "grey")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def configuration(folder: Path, tokenizer: Path, optimizer: str) -> Path:
@@ -107,30 +107,34 @@ def train_command(path: Path, *more: str) -> list[str]:
     return [sys.executable, "-c", run, "train", "--config", str(path), *more]
 
 
+def last_step(run: Path) -> int:
+    return max((int(each.name) for each in kept_checkpoints(run)), default=0)
+
+
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    settings = "steps = 40\ncheckpoint_every = 3\nkeep_checkpoints = 2"
+    settings = "steps = 100\ncheckpoint_every = 3\nkeep_checkpoints = 2"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     subprocess.run(train_command(configuration(whole, tiny_checkpoint, settings)), env=ENVIRONMENT, check=True)
     path = configuration(killed, tiny_checkpoint, settings)
     process = subprocess.Popen(train_command(path), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    while not kept_checkpoints(killed / "run") and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.5))
+    dies_after = random.randrange(3, 50)  # with 50 steps left, the signal is never too late
+    while last_step(killed / "run") < dies_after and process.poll() is None:
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     stopped_at = load_checkpoint(killed / "run").provenance["steps"]
-    assert 3 <= stopped_at < 40
-    half_written = killed / "run" / "checkpoints" / ".unfinished-00000039"
+    assert dies_after <= stopped_at < 100
+    half_written = killed / "run" / "checkpoints" / ".unfinished-00000099"
     half_written.mkdir(exist_ok=True)
     (half_written / "checkpoint.json").write_text("{")
     subprocess.run(train_command(path, "--resume"), env=ENVIRONMENT, check=True)
     one, two = load_checkpoint(whole / "run"), load_checkpoint(killed / "run")
-    assert two.provenance["steps"] == 40
+    assert two.provenance["steps"] == 100
     for (name, a), b in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b), name
-    assert [each.name for each in kept_checkpoints(killed / "run")] == ["00000039", "00000040"]
+    assert [each.name for each in kept_checkpoints(killed / "run")] == ["00000099", "00000100"]
     assert not half_written.exists()
 
 
