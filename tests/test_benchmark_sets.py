@@ -107,7 +107,7 @@ def test_unusable_pair_sets(tmp_path: Path) -> None:
         (tmp_path / "p.jsonl").write_text(text)
         with pytest.raises(CatalogError, match=match):
             read_pair_set(tmp_path / "p.jsonl")
-    with pytest.raises(CatalogError, match="cannot be read"):
+    with pytest.raises(CatalogError, match="does not exist"):
         read_pair_set(tmp_path / "missing.jsonl")
 
 

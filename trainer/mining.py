@@ -10,20 +10,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from uniecs.catalog import Product
+from uniecs.catalog import Product, read_records
 from uniecs.config import StrictConfig
 from uniecs.errors import CatalogError, ConfigError
-from uniecs.evaluation import PairEncoder
+from uniecs.evaluation import PairEncoder, embed_all
+from uniecs.trainer.pairs import connected
 
 COLUMNS = ("user", "item", "time")
 CHUNK = 256
@@ -46,11 +46,11 @@ class MiningSettings(StrictConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.session_minutes <= 0 or self.window < 1:
+        if not self.session_minutes > 0 or self.window < 1:
             raise ConfigError(f"session_minutes and window must be positive; got {self}")
         if not all(-1 <= each <= 1 for each in (self.min_image_similarity, self.min_text_similarity)):
             raise ConfigError(f"similarities are cosines, from -1 to 1; got {self}")
-        if self.val < 0 or self.test < 0 or self.val + self.test >= 1:
+        if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
             raise ConfigError(f"val and test are shares that leave some for training; got {self.val} and {self.test}")
 
 
@@ -74,7 +74,7 @@ class Clicks:
 
 
 def read_clicks(path: Path) -> Clicks:
-    """Read a .csv or .parquet log with the columns user, item, time (seconds, or ISO 8601; UTC without a zone).
+    """Read a .csv, .jsonl or .parquet log: user, item, time (seconds, or ISO 8601; UTC without a zone).
 
     Rows with an empty or unreadable value are counted and left out. Raises `CatalogError` for an unusable file.
     """
@@ -83,8 +83,11 @@ def read_clicks(path: Path) -> Clicks:
     rows: list[tuple[int, int]] = []
     seconds: list[float] = []
     dropped: Counter[str] = Counter()
-    for user, item, time in _log_rows(path):
-        moment = _seconds(time)
+    for record in read_records(path, COLUMNS):
+        if not isinstance(record, Mapping):
+            dropped["rows that cannot be read"] += 1
+            continue
+        user, item, moment = _text(record.get("user")), _text(record.get("item")), _seconds(record.get("time"))
         if not user or not item:
             dropped["rows without a user or an item"] += 1
         elif moment is None:
@@ -100,32 +103,6 @@ def read_clicks(path: Path) -> Clicks:
     rank = np.empty(len(ids), np.int64)
     rank[[items[each] for each in ids]] = np.arange(len(ids))
     return Clicks(codes[:, 0], rank[codes[:, 1]], np.array(seconds), ids, dropped)
-
-
-def _log_rows(path: Path) -> Iterator[tuple[str, str, object]]:
-    try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as parquet
-
-            with parquet.ParquetFile(path) as file:
-                _check_columns(path, file.schema_arrow.names)
-                for batch in file.iter_batches(columns=list(COLUMNS)):
-                    for user, item, time in zip(*(batch[name].to_pylist() for name in COLUMNS), strict=True):
-                        yield _text(user), _text(item), time
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as lines:
-                rows = csv.DictReader(lines, strict=True)
-                _check_columns(path, rows.fieldnames or ())
-                for row in rows:
-                    yield _text(row["user"]), _text(row["item"]), row["time"]
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise CatalogError(f"log {path} cannot be read: {error}") from error
-
-
-def _check_columns(path: Path, columns: Iterable[str]) -> None:
-    missing = [name for name in COLUMNS if name not in columns]
-    if missing:
-        raise CatalogError(f"log {path} lacks the column {missing[0]!r}; expected {', '.join(COLUMNS)}")
 
 
 def _text(value: object) -> str:
@@ -195,14 +172,16 @@ def mine(
         else:
             candidates.append(pair)
     ids = sorted({each for pair in candidates for each in pair})
-    images, no_image = _embed(image_encoder, ids, lambda each: {"images": [products[i].image for i in each]})
-    texts, no_text = _embed(text_encoder, ids, lambda each: {"texts": [products[i].title for i in each]})
+    place = {each: i for i, each in enumerate(ids)}
+    images, bad_images = embed_all(image_encoder, None, [products[each].image for each in ids], "images")
+    texts, bad_texts = embed_all(text_encoder, [products[each].title for each in ids], None, "texts")
     kept: list[tuple[float, float, str, str]] = []
     for one, two in candidates:
-        if {one, two} & (no_image | no_text):
+        a, b = place[one], place[two]
+        if {a, b} & (bad_images.keys() | bad_texts.keys()):
             report["dropped: an image or a title cannot be read"] += 1
             continue
-        image, text = float(images[one] @ images[two]), float(texts[one] @ texts[two])
+        image, text = float(images[a] @ images[b]), float(texts[a] @ texts[b])
         if image < settings.min_image_similarity:
             report["dropped: the images are not similar"] += 1
         elif text < settings.min_text_similarity:
@@ -216,53 +195,19 @@ def mine(
         else:
             used |= {one, two}
             matched.append((one, two))
-    groups = connected(
-        [(one, two) for *_, one, two in kept], {each: str(products[each].title).casefold() for each in used}
-    )
+    titles = {each: str(products[each].title).casefold() for each in used}
+    groups = leak_groups([(one, two) for *_, one, two in kept], titles)
     splits = split(sorted(matched), groups, settings)
     report.update({f"{name} pairs": len(pairs) for name, pairs in splits.items()})
     return MinedPairs(splits, dict(report))
 
 
-def _embed(
-    encoder: PairEncoder, ids: Sequence[str], items: Callable[[Sequence[str]], dict[str, Any]]
-) -> tuple[dict[str, npt.NDArray[np.float32]], set[str]]:
-    """Unit vectors by id, and the ids of what cannot be embedded."""
-    from tqdm import tqdm
-
-    vectors: dict[str, npt.NDArray[np.float32]] = {}
-    failed: set[str] = set()
-    for start in tqdm(range(0, len(ids), CHUNK), desc="embed", unit="chunk", disable=None):
-        chunk = ids[start : start + CHUNK]
-        result = encoder.encode(**items(chunk), errors="return")
-        failed |= {chunk[place] for place in result.errors}
-        vectors.update(zip(chunk, result.embeddings, strict=True))
-    return vectors, failed
-
-
-def connected(pairs: Iterable[tuple[str, str]], titles: Mapping[str, str]) -> dict[str, str]:
+def leak_groups(pairs: Sequence[tuple[str, str]], titles: Mapping[str, str]) -> dict[str, str]:
     """The group of each product, named by its smallest id: what pairs or equal titles connect is one group."""
-    root: dict[str, str] = {}
-
-    def find(each: str) -> str:
-        while root.setdefault(each, each) != each:
-            root[each] = root[root[each]]
-            each = root[each]
-        return each
-
-    def join(one: str, two: str) -> None:
-        low, high = sorted((find(one), find(two)))
-        root[high] = low
-
-    for one, two in pairs:
-        join(one, two)
-    same: dict[str, list[str]] = defaultdict(list)
+    first: dict[str, str] = {}
     for each, title in titles.items():
-        same[title].append(each)
-    for first, *others in same.values():
-        for other in others:
-            join(first, other)
-    return {each: find(each) for each in list(root)}
+        first.setdefault(title, each)
+    return connected([*pairs, *((first[title], each) for each, title in titles.items())])
 
 
 def split(
@@ -278,6 +223,12 @@ def split(
     return splits
 
 
+def refuse_existing(folder: Path) -> None:
+    """Raise `CatalogError` if `folder` holds anything: for before the work, and again before writing."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CatalogError(f"{folder} already holds something; choose another folder")
+
+
 def write_pairs(folder: Path, mined: MinedPairs, products: Mapping[str, Product]) -> None:
     """Write each split as NAME_pairs.csv (for `data.pairs`) and NAME.parquet in the benchmark's layout.
 
@@ -287,8 +238,7 @@ def write_pairs(folder: Path, mined: MinedPairs, products: Mapping[str, Product]
     import pyarrow
     import pyarrow.parquet as parquet
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CatalogError(f"{folder} already holds something; choose another folder")
+    refuse_existing(folder)
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     kinds = {"id": pyarrow.string(), "text": pyarrow.string(), "image": image}
     schema = pyarrow.schema([(f"{side}_{kind}", kinds[kind]) for kind in kinds for side in ("trigger", "recall")])

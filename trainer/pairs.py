@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from uniecs.catalog import Product
 from uniecs.errors import TrainingError
+
+Member = TypeVar("Member", int, str)
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,25 @@ def pairs_from_ids(products: Sequence[Product], pairs: Iterable[tuple[str, str]]
     known = [(positions[a], positions[b]) for a, b in pairs if a in positions and b in positions and a != b]
     if not known:
         raise TrainingError("no pair of the pairs file has both of its products in the catalogue")
-    root: dict[int, int] = {}
-
-    def find(i: int) -> int:
-        while root.setdefault(i, i) != i:
-            root[i] = root[root[i]]
-            i = root[i]
-        return i
-
-    for one, two in known:
-        root[find(one)] = find(two)
+    group = connected(known)
     edges: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for one, two in known:
-        edges[find(one)].append((one, two))
-    members = tuple(tuple(sorted({i for edge in group for i in edge})) for group in edges.values())
+        edges[group[one]].append((one, two))
+    members = tuple(tuple(sorted({i for edge in each for i in edge})) for each in edges.values())
     return PairSource(members, tuple(map(tuple, edges.values())))
+
+
+def connected(pairs: Iterable[tuple[Member, Member]]) -> dict[Member, Member]:
+    """The connected component of each member of `pairs`, named by its smallest member."""
+    root: dict[Member, Member] = {}
+
+    def find(each: Member) -> Member:
+        while root.setdefault(each, each) != each:
+            root[each] = root[root[each]]
+            each = root[each]
+        return each
+
+    for one, two in pairs:
+        low, high = sorted((find(one), find(two)))
+        root[high] = low
+    return {each: find(each) for each in list(root)}

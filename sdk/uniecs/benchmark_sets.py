@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from uniecs.catalog import Product, read_catalog
+from uniecs.catalog import Product, read_catalog, read_records
 from uniecs.errors import CatalogError
-from uniecs.evaluation import PairEncoder
+from uniecs.evaluation import PairEncoder, embed_all
 
 KS = (1, 5, 10, 50)
 PAIR_COLUMNS = ("trigger_text", "trigger_image", "recall_text", "recall_image")
@@ -26,7 +26,6 @@ FASHION200K_CATEGORIES = ("dress", "jacket", "pants", "skirt", "top")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 FASHIONIQ_SOURCE = "https://github.com/XiaoxiaoGuo/fashion-iq"
 FASHION200K_SOURCE = "https://github.com/xthan/fashion-200k"
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,18 @@ def read_pair_set(path: str | Path) -> tuple[dict[str, Product], list[tuple[str,
     """
     products: dict[str, Product] = {}
     pairs = []
-    for row, record in enumerate(_records(Path(path))):
-        missing = [name for name in PAIR_COLUMNS if record.get(name) is None]
+    folder = Path(path).absolute().parent
+    for row, record in enumerate(read_records(Path(path), PAIR_COLUMNS)):
+        if not isinstance(record, dict):
+            raise CatalogError(f"row {row} of {path} cannot be read: {record}")
+        missing = [name for name in PAIR_COLUMNS if not record.get(name)]
         if missing:
             raise CatalogError(f"row {row} of {path} has no {missing[0]}; expected {', '.join(PAIR_COLUMNS)}")
         names = []
         for side in ("trigger", "recall"):
             identity = str(record.get(f"{side}_id") or f"{side}-{row}")
-            fields = {"id": identity, "title": record[f"{side}_text"], "image": record[f"{side}_image"]}
-            (item,) = read_catalog([fields])
+            image = _located(record[f"{side}_image"], folder)
+            (item,) = read_catalog([{"id": identity, "title": record[f"{side}_text"], "image": image}])
             if not isinstance(item, Product):
                 raise CatalogError(f"row {row} of {path} cannot be used: {item.error}")
             products.setdefault(identity, item)
@@ -75,30 +77,11 @@ def read_pair_set(path: str | Path) -> tuple[dict[str, Product], list[tuple[str,
     return products, pairs
 
 
-def _records(path: Path) -> Iterable[dict[str, Any]]:
-    """Rows as mappings, images as `read_catalog` takes them and relative to the file's folder."""
-    import csv
-
-    folder = path.absolute().parent
-    try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as parquet
-
-            with parquet.ParquetFile(path) as file:
-                rows = [row for batch in file.iter_batches(64) for row in batch.to_pylist()]
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as lines:
-                is_json = path.suffix.lower() == ".jsonl"
-                rows = [json.loads(line) for line in lines] if is_json else list(csv.DictReader(lines, strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        raise CatalogError(f"{path} cannot be read: {error}") from error
-    for row in rows:
-        for side in ("trigger_image", "recall_image"):
-            image = row.get(side)
-            if isinstance(image, dict) and image.get("bytes") is None:
-                image = image.get("path")
-            row[side] = str(folder / image) if isinstance(image, str) and image else image or None
-    return rows
+def _located(image: Any, folder: Path) -> Any:
+    """An image as `read_catalog` takes it, a path made relative to the file's folder."""
+    if isinstance(image, dict) and image.get("bytes") is None:
+        image = image.get("path")
+    return str(folder / image) if isinstance(image, str) else image
 
 
 def read_fashioniq(folder: str | Path, split: str = "val") -> list[RetrievalTask]:
@@ -216,19 +199,13 @@ def evaluate_tasks(encoder: PairEncoder, tasks: Sequence[RetrievalTask]) -> dict
 
 
 def _embed(encoder: PairEncoder, items: Sequence[Item], name: str) -> npt.NDArray[np.float32]:
-    from tqdm import tqdm
-
-    embeddings = np.empty((len(items), encoder.embed_dim), np.float32)
-    for start in tqdm(range(0, len(items), _CHUNK), desc=name, unit="chunk", disable=None, leave=False):
-        chunk = items[start : start + _CHUNK]
-        texts, images = [each.text for each in chunk], [each.image for each in chunk]
-        result = encoder.encode(
-            texts=None if texts[0] is None else texts, images=None if images[0] is None else images, errors="return"
-        )
-        if result.errors:
-            first = min(result.errors)
-            raise CatalogError(f"{chunk[first]} of {name} cannot be used: {result.errors[first]}")
-        embeddings[start : start + len(chunk)] = result.embeddings
+    texts, images = [each.text for each in items], [each.image for each in items]
+    embeddings, errors = embed_all(
+        encoder, None if texts[0] is None else texts, None if images[0] is None else images, name
+    )
+    if errors:
+        first = min(errors)
+        raise CatalogError(f"{items[first]} of {name} cannot be used: {errors[first]}")
     return embeddings
 
 

@@ -73,7 +73,7 @@ def read_catalog(source: object) -> Iterator[Product | Rejected]:
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         folder = path.absolute().parent
-        records = _file_records(path)
+        records = read_records(path)
     elif hasattr(source, "itertuples") and hasattr(source, "columns"):
         records = _frame_records(source)
     elif isinstance(source, Iterable) and not isinstance(source, (bytes, Mapping, Product)):
@@ -86,22 +86,27 @@ def read_catalog(source: object) -> Iterator[Product | Rejected]:
     return (_checked(row, record, folder) for row, record in enumerate(records))
 
 
-def _file_records(path: Path) -> Iterator[object]:
+def read_records(path: Path, columns: Sequence[str] = ("id",)) -> Iterator[object]:
+    """Stream the rows of a .csv, .jsonl or .parquet file, each a JSON value or mapping, or why it is none.
+
+    Raises `CatalogError` for a file that is missing, damaged, of another kind or (but for .jsonl) without one of
+    `columns`, `MissingExtraError` for .parquet without pyarrow.
+    """
     readers = {".csv": _csv_records, ".jsonl": _jsonl_records, ".parquet": _parquet_records}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise CatalogError(f"catalogue {path} ends in {path.suffix!r}; expected one of {', '.join(readers)}")
+        raise CatalogError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(readers)}")
     if not path.is_file():
-        raise CatalogError(f"catalogue {path} does not exist or is not a file")
-    return reader(path)
+        raise CatalogError(f"{path} does not exist or is not a file")
+    return reader(path, columns)
 
 
-def _csv_records(path: Path) -> Iterator[object]:
+def _csv_records(path: Path, required: Sequence[str]) -> Iterator[object]:
     # Bytes that are not UTF-8 become lone surrogates, which reject their own row only.
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             rows = csv.reader(lines)
-            columns = _check_columns(next(rows, []), path)
+            columns = _check_columns(next(rows, []), path, required)
             while True:
                 try:
                     row = next(rows)
@@ -115,10 +120,10 @@ def _csv_records(path: Path) -> Iterator[object]:
                 elif row:
                     yield dict(zip(columns, row, strict=True))
     except (OSError, csv.Error) as error:
-        raise CatalogError(f"catalogue {path} cannot be read: {error}") from error
+        raise CatalogError(f"{path} cannot be read: {error}") from error
 
 
-def _jsonl_records(path: Path) -> Iterator[object]:
+def _jsonl_records(path: Path, _required: Sequence[str]) -> Iterator[object]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -129,10 +134,10 @@ def _jsonl_records(path: Path) -> Iterator[object]:
                 except (ValueError, RecursionError) as error:
                     yield InputError(f"{path} line {number} is not JSON: {error}")
     except OSError as error:
-        raise CatalogError(f"catalogue {path} cannot be read: {error}") from error
+        raise CatalogError(f"{path} cannot be read: {error}") from error
 
 
-def _parquet_records(path: Path) -> Iterator[object]:
+def _parquet_records(path: Path, required: Sequence[str]) -> Iterator[object]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as parquet
@@ -140,25 +145,26 @@ def _parquet_records(path: Path) -> Iterator[object]:
         raise MissingExtraError("reading .parquet needs pyarrow: pip install 'uniecs[parquet]'") from error
     try:
         with parquet.ParquetFile(path) as file:
-            _check_columns(file.schema_arrow.names, path)
+            _check_columns(file.schema_arrow.names, path, required)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise CatalogError(f"catalogue {path} cannot be read: {error}") from error
+        raise CatalogError(f"{path} cannot be read: {error}") from error
 
 
 def _frame_records(frame: Any) -> Iterator[object]:
-    columns = _check_columns(frame.columns, "DataFrame")
+    columns = _check_columns(frame.columns, "the DataFrame", ("id",))
     return (dict(zip(columns, row, strict=True)) for row in frame.itertuples(index=False, name=None))
 
 
-def _check_columns(columns: Iterable[str], name: object) -> list[str]:
+def _check_columns(columns: Iterable[str], name: object, required: Sequence[str]) -> list[str]:
     columns = list(columns)
-    if "id" not in columns:
-        raise CatalogError(f"catalogue {name} has no column 'id'; its columns are {', '.join(map(str, columns))}")
+    for each in required:
+        if each not in columns:
+            raise CatalogError(f"{name} has no column {each!r}; its columns are {', '.join(map(str, columns))}")
     twice = {column for column in columns if columns.count(column) > 1}
     if twice:
-        raise CatalogError(f"catalogue {name} has the column {min(twice)!r} twice")
+        raise CatalogError(f"{name} has the column {min(twice)!r} twice")
     return columns
 
 

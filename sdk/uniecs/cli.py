@@ -118,7 +118,7 @@ def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: 
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
 
     pairs = _add(commands, "pairs", _pairs, "pairs of similar products from an interaction log", as_json)
-    pairs.add_argument("log", type=Path, help=".csv or .parquet with the columns user, item, time")
+    pairs.add_argument("log", type=Path, help=".csv, .jsonl or .parquet with the columns user, item, time")
     pairs.add_argument("--catalog", type=Path, required=True, help="the products that the log names")
     pairs.add_argument("--out", type=Path, required=True, help="the folder to create")
     for side in ("image", "text"):
@@ -347,6 +347,7 @@ def _pairs(args: argparse.Namespace) -> int:
 
         keys = ("min_image_similarity", "min_text_similarity", "session_minutes", "val", "test", "seed")
         settings = mining.MiningSettings(**{key: getattr(args, key) for key in keys})
+        mining.refuse_existing(args.out)
         clicks = mining.read_clicks(args.log)
         products, rejected = read_products(args.catalog)
         image_encoder, text_encoder = _encoder_of(args.image_encoder), _encoder_of(args.text_encoder)

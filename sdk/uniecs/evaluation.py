@@ -210,22 +210,35 @@ def _sides(products: Mapping[str, Product], pairs: Pairs) -> tuple[list[str], li
     return [trigger for trigger, _ in pairs], candidates, np.array([column[recall] for _, recall in pairs])
 
 
-def _embed(encoder: PairEncoder, products: Sequence[Product], view: str) -> npt.NDArray[np.float32]:
-    """(n, embed_dim) float32 embeddings of one view, in chunks so that a terminal sees progress."""
+def embed_all(
+    encoder: PairEncoder, texts: Sequence[Any] | None, images: Sequence[Any] | None, what: str
+) -> tuple[npt.NDArray[np.float32], dict[int, UniecsError]]:
+    """(n, embed_dim) float32 embeddings and the errors by position, in chunks so that a terminal sees progress."""
     from tqdm import tqdm
 
-    embeddings = np.empty((len(products), encoder.embed_dim), dtype=np.float32)
-    for start in tqdm(range(0, len(products), _CHUNK), desc=view, unit="chunk", disable=None, leave=False):
-        chunk = products[start : start + _CHUNK]
-        result = encoder.encode(
-            texts=None if view == "image" else [each.title for each in chunk],
-            images=None if view == "text" else [each.image for each in chunk],
-            errors="return",
-        )
-        if result.errors:
-            first = min(result.errors)
-            raise _unusable(chunk[first], result.errors[first])
-        embeddings[start : start + len(chunk)] = result.embeddings
+    count = len(texts if texts is not None else images or ())
+    embeddings = np.empty((count, encoder.embed_dim), dtype=np.float32)
+    errors: dict[int, UniecsError] = {}
+    for start in tqdm(range(0, count, _CHUNK), desc=what, unit="chunk", disable=None, leave=False):
+        rows = slice(start, start + _CHUNK)
+        sides = (None if side is None else side[rows] for side in (texts, images))
+        result = encoder.encode(*sides, errors="return")
+        embeddings[rows] = result.embeddings
+        errors.update({start + place: error for place, error in result.errors.items()})
+    return embeddings, errors
+
+
+def _embed(encoder: PairEncoder, products: Sequence[Product], view: str) -> npt.NDArray[np.float32]:
+    """(n, embed_dim) float32 embeddings of one view; raises `CatalogError` for what cannot be embedded."""
+    embeddings, errors = embed_all(
+        encoder,
+        None if view == "image" else [each.title for each in products],
+        None if view == "text" else [each.image for each in products],
+        view,
+    )
+    if errors:
+        first = min(errors)
+        raise _unusable(products[first], errors[first])
     return embeddings
 
 
