@@ -26,16 +26,29 @@ def clip_config() -> ModelConfig:
     return replace(tiny, preprocessing=square, image=replace(tiny.image, kind="clip"))
 
 
-@pytest.fixture(scope="module", params=["vit", "clip", "three gated layers"])
-def model(request: pytest.FixtureRequest) -> UniECS:
+def configs() -> dict[str, ModelConfig]:
+    tiny = MODELS["tiny"]
+    deep = FusionConfig(heads=2, gated_layers=3, blocks=2, mlp_ratio=2)
+    others = {kind: replace(tiny, fusion=replace(tiny.fusion, kind=kind)) for kind in ("additive", "feature", "score")}
+    return {"vit": tiny, "clip": clip_config(), "three gated layers": replace(tiny, fusion=deep), **others}
+
+
+def network(config: ModelConfig) -> UniECS:
     torch.manual_seed(0)
-    config = clip_config() if request.param == "clip" else MODELS["tiny"]
-    if request.param == "three gated layers":
-        config = replace(config, fusion=FusionConfig(heads=2, gated_layers=3, blocks=2, mlp_ratio=2))
-    network = UniECS(config).eval()
-    for parameter in network.parameters():  # larger than the initial weights, so that differences show
+    made = UniECS(config).eval()
+    for parameter in made.parameters():  # larger than the initial weights, so that differences show
         parameter.data += 0.05 * torch.randn_like(parameter)
-    return network
+    return made
+
+
+@pytest.fixture(scope="module", params=configs())
+def model(request: pytest.FixtureRequest) -> UniECS:
+    return network(configs()[request.param])
+
+
+@pytest.fixture(scope="module")
+def gated() -> UniECS:
+    return network(MODELS["tiny"])
 
 
 @pytest.fixture
@@ -119,16 +132,16 @@ def test_forward_gives_the_three_representations(model: UniECS, tokens: Inputs) 
             assert gap(output.norm(dim=1), torch.ones(5)) < 1e-6
 
 
-def test_the_gate_depends_on_its_indicator(model: UniECS) -> None:
-    gate = model.fusion.image_sides[0].gate
+def test_the_gate_depends_on_its_indicator(gated: UniECS) -> None:
+    gate = gated.fusion.image_sides[0].gate
     x, attended = torch.randn(2, 3, gate.dim), torch.randn(2, 3, gate.dim)
     with torch.no_grad():
         absent, present = (gate(x, attended, torch.full((2, 1, 1), value)) for value in (0.0, 1.0))
     assert gap(absent, present) > 1e-4
 
 
-def test_the_gate_is_equations_3_and_4(model: UniECS) -> None:
-    gate = model.fusion.text_sides[0].gate
+def test_the_gate_is_equations_3_and_4(gated: UniECS) -> None:
+    gate = gated.fusion.text_sides[0].gate
     x, attended = torch.randn(2, 3, gate.dim), torch.randn(2, 3, gate.dim)
     with torch.no_grad():
         e = gate.indicator_embedding.expand(2, 3, -1)
@@ -143,6 +156,46 @@ def test_every_parameter_is_trained(model: UniECS) -> None:
     unused = [name for name, each in model.named_parameters() if each.grad is None]
     model.zero_grad()
     assert unused == []
+
+
+def test_rows_without_an_image_are_their_text(model: UniECS) -> None:
+    p = model.config.preprocessing
+    pixels, ids, mask = (
+        torch.randn(4, 3, p.height_px, p.width_px),
+        torch.randint(5, 200, (4, 6)),
+        torch.ones(4, 6).long(),
+    )
+    has_image = torch.tensor([True, False, True, False])
+    pixels[1] = float("nan")
+    with torch.no_grad():
+        v, t, f = model(pixels, ids, mask, None, has_image)
+        alone = model(pixels[has_image], ids[has_image], mask[has_image])
+    for got, expected in zip((v, t, f), alone, strict=True):
+        assert gap(got[has_image], expected) < TOLERANCE
+    assert gap(f[~has_image], t[~has_image]) < TOLERANCE
+    assert gap(f[has_image], t[has_image]) > 1e-3
+    assert torch.isfinite(v).all()
+
+
+def test_addition_in_place_of_the_gate(gated: UniECS) -> None:
+    added = network(configs()["additive"])
+    side = added.fusion.image_sides[0]
+    assert side.gate is None
+    x, other, indicator = torch.randn(2, 3, 32), torch.randn(2, 4, 32), torch.ones(2, 1, 1)
+    with torch.no_grad():
+        attended = side.norm(side.cross_attention(x, other, None))
+        assert gap(side(x, other, None, None, indicator), side.block(x + attended, None)) < TOLERANCE
+    assert sum(each.numel() for each in added.parameters()) < sum(each.numel() for each in gated.parameters())
+
+
+def test_score_fusion_is_the_sum_of_the_two() -> None:
+    model = network(configs()["score"])
+    p = model.config.preprocessing
+    with torch.no_grad():
+        v, t, f = model(
+            torch.randn(3, 3, p.height_px, p.width_px), torch.randint(5, 200, (3, 6)), torch.ones(3, 6).long()
+        )
+        assert gap(f, torch.nn.functional.normalize(v + t, dim=1)) < TOLERANCE
 
 
 def test_the_image_encoder_sees_only_the_chosen_patches(model: UniECS) -> None:

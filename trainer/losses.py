@@ -8,13 +8,16 @@ representations meet (eq. 8, 11, 12) a function takes one side; the training ste
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = ("v2t", "pml", "pdc", "plc", "v2v", "t2t")
+LossName = Literal["v2t", "pml", "pdc", "plc", "v2v", "t2t"]
+NAMES: tuple[LossName, ...] = get_args(LossName)
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,17 @@ def _nearest_others(similarity: Tensor, k: int) -> Tensor:
     return scores.topk(min(k, n - 1), dim=1).indices
 
 
-def all_losses(one: Representations, two: Representations) -> dict[str, Tensor]:
-    """The six components by name, for N pairs: side `one` holds the triggers, side `two` their partners."""
-    return {
-        "v2t": (v2t(one.v, one.t) + v2t(two.v, two.t)) / 2,
-        "pml": pml(one.v, one.t, one.f, two.f),
-        "pdc": (pdc(one.v, one.t, one.f) + pdc(two.v, two.t, two.f)) / 2,
-        "plc": (plc(one.v, one.t, one.f) + plc(two.v, two.t, two.f)) / 2,
-        "v2v": v2v(one.v, two.v),
-        "t2t": t2t(one.t, two.t),
+def all_losses(one: Representations, two: Representations, names: Sequence[LossName] = NAMES) -> dict[str, Tensor]:
+    """The components `names`, for N pairs: side `one` holds the triggers, side `two` their partners."""
+    components: dict[LossName, Callable[[], Tensor]] = {
+        "v2t": lambda: (v2t(one.v, one.t) + v2t(two.v, two.t)) / 2,
+        "pml": lambda: pml(one.v, one.t, one.f, two.f),
+        "pdc": lambda: (pdc(one.v, one.t, one.f) + pdc(two.v, two.t, two.f)) / 2,
+        "plc": lambda: (plc(one.v, one.t, one.f) + plc(two.v, two.t, two.f)) / 2,
+        "v2v": lambda: v2v(one.v, two.v),
+        "t2t": lambda: t2t(one.t, two.t),
     }
+    return {name: components[name]() for name in names}
 
 
 def update_weights(weights: Tensor, magnitudes: Tensor, beta: float = 0.5) -> Tensor:

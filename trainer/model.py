@@ -1,4 +1,4 @@
-"""The UniECS network: image encoder, text encoder, gated cross-modal fusion (eq. 1-6).
+"""The UniECS network: image encoder, text encoder (eq. 1), and a fusion (fusion.py; eq. 2-6).
 
 Shapes: B batch, Nv image tokens, Nt text tokens, D = embed_dim. The three submodules are the three exported graphs.
 """
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
 
-from uniecs.config import FusionConfig, ModelConfig
+from uniecs.config import ModelConfig
 from uniecs.errors import ConfigError
+from uniecs.trainer.fusion import build_fusion
 
 
 class ImageEncoder(nn.Module):
@@ -110,121 +110,6 @@ def build_text_backbone(config: ModelConfig) -> Any:
     )
 
 
-class Attention(nn.Module):
-    """Multi-head attention of (B, Nq, D) over (B, Nk, D); `mask` (B, 1, 1, Nk) is True where a key may be seen."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        q = self.q(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(memory).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
-        return out
-
-
-class Block(nn.Module):
-    """A pre-LN Transformer block: self-attention and feed-forward, each with its residual."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        y = self.norm1(x)
-        x = x + self.attention(y, y, mask)
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
-
-
-class Gate(nn.Module):
-    """Eq. 3-4: G = sigmoid(W[X; A; E] + b), then G * A + (1 - G) * X, with E = indicator * a learned D-vector.
-
-    W is stored whole as (D, 3D) and applied in its columns: the part of E is one vector per sample, not per token.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.indicator_embedding = nn.Parameter(torch.randn(dim) * 0.02)
-        self.linear = nn.Linear(3 * dim, dim)
-
-    def forward(self, x: Tensor, attended: Tensor, indicator: Tensor) -> Tensor:
-        """x, attended (B, N, D), indicator (B, 1, 1) -> gated (B, N, D)."""
-        columns = self.linear.weight
-        present = F.linear(self.indicator_embedding, columns[:, 2 * self.dim :])
-        tokens = F.linear(torch.cat((x, attended), dim=-1), columns[:, : 2 * self.dim], self.linear.bias)
-        gate = torch.sigmoid(tokens + indicator * present)
-        return gate * attended + (1 - gate) * x
-
-
-class GatedSide(nn.Module):
-    """Eq. 2-5 for one modality: cross-attention, gate, self-attention block."""
-
-    def __init__(self, dim: int, config: FusionConfig) -> None:
-        super().__init__()
-        self.cross_attention = Attention(dim, config.heads)
-        self.norm = nn.LayerNorm(dim)
-        self.gate = Gate(dim)
-        self.block = Block(dim, config.heads, config.mlp_ratio)
-
-    def forward(
-        self, x: Tensor, other: Tensor, x_mask: Tensor | None, other_mask: Tensor | None, indicator: Tensor
-    ) -> Tensor:
-        attended = self.norm(self.cross_attention(x, other, other_mask))
-        out: Tensor = self.block(self.gate(x, attended, indicator), x_mask)
-        return out
-
-
-class Fusion(nn.Module):
-    """Image tokens (B, Nv, D), text tokens (B, Nt, D), text mask (B, Nt), indicator (B, 2) -> unit embedding (B, D).
-
-    Columns of the indicator: image, text; 1 = present. The tokens of an absent modality are multiplied by 0 here and
-    its text mask is set to ones, per sample, so nothing left in a buffer leaks; its length may be 1.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        dim, fusion = config.embed_dim, config.fusion
-        self.image_sides = nn.ModuleList(GatedSide(dim, fusion) for _ in range(fusion.gated_layers))
-        self.text_sides = nn.ModuleList(GatedSide(dim, fusion) for _ in range(fusion.gated_layers))
-        self.modality_embedding = nn.Parameter(torch.randn(2, dim) * 0.02)
-        self.blocks = nn.ModuleList(Block(dim, fusion.heads, fusion.mlp_ratio) for _ in range(fusion.blocks))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, dim)
-
-    def forward(
-        self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor, modality_indicator: Tensor
-    ) -> Tensor:
-        has_image, has_text = modality_indicator[:, 0, None, None], modality_indicator[:, 1, None, None]
-        # where, not a product: an absent buffer may hold NaN or Inf.
-        image = torch.where(has_image != 0, image_tokens * has_image, 0.0)
-        text = torch.where(has_text != 0, text_tokens * has_text, 0.0)
-        seen = (text_mask != 0) | (modality_indicator[:, 1:] == 0)
-        mask = seen[:, None, None, :]
-        for image_side, text_side in zip(self.image_sides, self.text_sides, strict=True):
-            image, text = (
-                image_side(image, text, None, mask, has_image),
-                text_side(text, image, mask, None, has_text),
-            )
-        weights = seen.to(text.dtype)[..., None]
-        pooled_text = (text * weights).sum(1) / weights.sum(1)
-        pair = torch.stack((image.mean(1), pooled_text), dim=1)
-        pair = pair + modality_indicator[..., None] * self.modality_embedding
-        for block in self.blocks:
-            pair = block(pair)
-        embedding: Tensor = self.head(self.norm(pair.mean(1))).float()
-        return embedding / embedding.square().sum(-1, keepdim=True).clamp_min(1e-24).sqrt()
-
-
 class UniECS(nn.Module):
     """The whole network; `config` rebuilds it."""
 
@@ -233,23 +118,39 @@ class UniECS(nn.Module):
         self.config = config
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
-        self.fusion = Fusion(config)
+        self.fusion = build_fusion(config)
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, patches: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        patches: Tensor | None = None,
+        has_image: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W), (B, Nt), (B, Nt) -> (v, t, f), each (B, D) of unit norm: image only, text only, both.
 
         The absent side of v and t is one zero token: exactly the same result as zero tokens of full length.
-        `patches` as in `ImageEncoder`.
+        `patches` as in `ImageEncoder`. `has_image` (B,) bool, None for all: the pixels of the others are not looked at,
+        their f is their t, and their v means nothing.
         """
-        image_tokens = self.image_encoder(pixel_values, patches)
+        image_tokens = self._image_tokens(pixel_values, patches, has_image)
         text_tokens = self.text_encoder(input_ids, attention_mask)
         batch = len(image_tokens)
         nothing = image_tokens.new_zeros(batch, 1, self.config.embed_dim)
         one = attention_mask.new_ones(batch, 1)
-        indicator = image_tokens.new_tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])[:, None].expand(-1, batch, -1)
-        v = self.fusion(image_tokens, nothing, one, indicator[0])
-        t = self.fusion(nothing, text_tokens, attention_mask, indicator[1])
-        f = self.fusion(image_tokens, text_tokens, attention_mask, indicator[2])
+        no, yes = image_tokens.new_zeros(batch), image_tokens.new_ones(batch)
+        seen = yes if has_image is None else has_image.to(yes.dtype)
+        v = self.fusion(image_tokens, nothing, one, torch.stack((seen, no), dim=1))
+        t = self.fusion(nothing, text_tokens, attention_mask, torch.stack((no, yes), dim=1))
+        f = self.fusion(image_tokens, text_tokens, attention_mask, torch.stack((seen, yes), dim=1))
         return v, t, f
+
+    def _image_tokens(self, pixel_values: Tensor, patches: Tensor | None, has_image: Tensor | None) -> Tensor:
+        """(B, Nv, D), zeros for the rows without an image, which the encoder does not see."""
+        if has_image is None:
+            tokens: Tensor = self.image_encoder(pixel_values, patches)
+            return tokens
+        rows = has_image.nonzero().squeeze(1)
+        tokens = self.image_encoder(pixel_values[rows], None if patches is None else patches[rows])
+        return tokens.new_zeros(len(has_image), *tokens.shape[1:]).index_copy(0, rows, tokens)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from uniecs.trainer.data import Batch
 from uniecs.trainer.distributed import World
-from uniecs.trainer.losses import Representations, all_losses
+from uniecs.trainer.losses import NAMES, LossName, Representations, all_losses
 from uniecs.trainer.model import UniECS
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -34,11 +34,11 @@ class LossGradients:
     magnitudes: Tensor
 
 
-def loss_gradients(outputs: Sequence[Tensor]) -> LossGradients:
-    """`outputs` are v, t, f of the global batch, each (2N, D), side 1 before side 2."""
+def loss_gradients(outputs: Sequence[Tensor], names: Sequence[LossName] = NAMES) -> LossGradients:
+    """`outputs` are v, t, f of the global batch, each (2N, D), side 1 before side 2; `names` the losses."""
     leaves = [each.detach().float().requires_grad_() for each in outputs]
     sides = zip(*(leaf.chunk(2) for leaf in leaves), strict=True)
-    losses = all_losses(*(Representations(*side) for side in sides))
+    losses = all_losses(*(Representations(*side) for side in sides), names)
     gradients = [
         torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True) for loss in losses.values()
     ]
@@ -49,10 +49,18 @@ class Stepper:
     """Puts the gradient of sum_i lambda_i L_i over the global batch into the parameters."""
 
     def __init__(
-        self, model: UniECS, world: World, *, precision: str, grad_at: str, micro_products: int | None
+        self,
+        model: UniECS,
+        world: World,
+        *,
+        precision: str,
+        grad_at: str,
+        micro_products: int | None,
+        losses: Sequence[LossName] = NAMES,
     ) -> None:
         """`precision` is a key of `DTYPES`; `micro_products` products are embedded at a time, None for all."""
         self.model, self.world, self.grad_at, self.micro_products = model, world, grad_at, micro_products
+        self.losses = losses
         self.dtype = DTYPES[precision]
         self.scaler = GradScaler(world.device.type, enabled=precision == "fp16")
         self.wrapped: nn.Module = model
@@ -66,11 +74,11 @@ class Stepper:
             with torch.no_grad():
                 parts = [self._embed(self.model, piece) for piece in pieces]
             local = tuple(torch.cat(each) for each in zip(*parts, strict=True))
-            gathered = loss_gradients([self.world.gather(each) for each in local])
+            gathered = loss_gradients([self.world.gather(each) for each in local], self.losses)
             graphs = None
         else:
             graphs = self._embed(self.wrapped if self.grad_at == "embeddings" else self.model, batch)
-            gathered = loss_gradients([self.world.gather(each) for each in graphs])
+            gathered = loss_gradients([self.world.gather(each) for each in graphs], self.losses)
         if self.grad_at == "parameters":
             return gathered.losses, self._through_each(pieces, graphs, gathered, weights)
         total = [sum_weighted(weights, each) for each in zip(*gathered.at_embeddings, strict=True)]

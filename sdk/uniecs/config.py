@@ -12,6 +12,8 @@ from typing import Any, Literal, Self
 
 from uniecs.errors import ConfigError
 
+FusionKind = Literal["gated", "additive", "feature", "score"]
+
 
 class StrictConfig:
     """Base of the configuration dataclasses: strict, recursive conversion from and to plain dictionaries."""
@@ -150,8 +152,13 @@ class TextEncoderConfig(StrictConfig):
 
 @dataclass(frozen=True)
 class FusionConfig(StrictConfig):
-    """Dimensions of the gated fusion (eq. 2-6): `gated_layers` stacks eq. 2-5, `blocks` is eq. 6's network."""
+    """Dimensions of the gated fusion (eq. 2-6): `gated_layers` stacks eq. 2-5, `blocks` is eq. 6's network.
 
+    The other kinds are for comparison: `additive` adds where `gated` gates; `feature` is one Transformer of `blocks`
+    over all tokens; `score` adds the embeddings of the two modalities (CLIP with feature and with score fusion).
+    """
+
+    kind: FusionKind = "gated"
     heads: int = 4
     gated_layers: int = 1
     blocks: int = 3
