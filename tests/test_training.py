@@ -21,7 +21,6 @@ pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
 
 from uniecs.catalog import Product  # noqa: E402
 from uniecs.errors import ConfigError, TrainingError, UniecsError  # noqa: E402
-from uniecs.preprocess import Tokenizer  # noqa: E402
 from uniecs.trainer.checkpoint import load_checkpoint  # noqa: E402
 from uniecs.trainer.data import (  # noqa: E402
     Augmentation,
@@ -30,12 +29,11 @@ from uniecs.trainer.data import (  # noqa: E402
     choose_patches,
     draw_augmentation,
     drop_tokens,
-    read_products,
 )
 from uniecs.trainer.distributed import World  # noqa: E402
 from uniecs.trainer.loop import Run, build_optimizer, fast_attention, resolve, schedule, train  # noqa: E402
 from uniecs.trainer.losses import NAMES, Representations, all_losses  # noqa: E402
-from uniecs.trainer.pairs import pairs_from_columns, pairs_from_ids  # noqa: E402
+from uniecs.trainer.pairs import fill_gaps, pairs_from_columns, pairs_from_ids, read_products  # noqa: E402
 from uniecs.trainer.settings import (  # noqa: E402
     AugmentSettings,
     DataSettings,
@@ -166,7 +164,9 @@ def test_patches_are_chosen_for_each_image() -> None:
 def test_patches_are_dropped_until_the_last_steps(config: TrainConfig) -> None:
     run = Run(config, ALONE, None)
     model, settings = config.model_config, replace(config.augment, patch_dropout=0.5)
-    made = list(batches(run.data, run.source, model, settings, batch_pairs=5, seed=0, start=0, stop=10, world=ALONE))
+    made = list(
+        batches(run.pairs, run.tokenizer, model, settings, batch_pairs=5, seed=0, start=0, stop=10, world=ALONE)
+    )
     half = (model.image_tokens - 1) // 2
     assert [None if batch.patches is None else batch.patches.shape[1] for batch in made] == [half] * 8 + [None] * 2
     assert all(math.isfinite(loss) for batch in made[7:9] for loss in run.train_step(batch).losses.values())
@@ -178,7 +178,7 @@ def test_a_step_sees_the_same_batch_wherever_the_run_started(config: TrainConfig
 
     def some(start: int) -> list[torch.Tensor]:
         made = batches(
-            run.data, run.source, model, config.augment, batch_pairs=5, seed=0, start=start, stop=7, world=ALONE
+            run.pairs, run.tokenizer, model, config.augment, batch_pairs=5, seed=0, start=start, stop=7, world=ALONE
         )
         return [batch.pixel_values for batch in made]
 
@@ -189,7 +189,7 @@ def test_a_step_sees_the_same_batch_wherever_the_run_started(config: TrainConfig
     assert not torch.equal(whole[0], whole[3])
 
 
-def test_unusable_products_are_left_out_with_their_reasons(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_unusable_products_are_left_out_with_their_reasons(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     (tmp_path / "a.png").write_bytes(png("red"))
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -201,9 +201,15 @@ def test_unusable_products_are_left_out_with_their_reasons(tmp_path: Path, tiny_
         {"id": "5", "title": "red shirt", "image": "missing.png"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    data = read_products(path, Tokenizer((tiny_checkpoint / "tokenizer.json").read_bytes(), 16))
-    assert [product.id for product in data.products] == ["1"]
-    assert len(data.rejected) == 4
+    usable, rejected = read_products(path)
+    assert [product.id for product in usable] == ["1"]
+    assert len(rejected) == 4
+
+
+def test_gaps_are_filled_by_the_next_item() -> None:
+    assert fill_gaps([1, None, 3, None, None], "") == [1, 3, 3, 1, 1]
+    with pytest.raises(TrainingError, match="no pair of a batch is there"):
+        fill_gaps([None, None], "is there")
 
 
 @pytest.mark.parametrize("micro_products", [None, 3], ids=["whole", "gradient caching"])
@@ -237,6 +243,31 @@ def test_the_gradient_is_that_of_the_weighted_sum(
         all_losses(*(Representations(*side) for side in sides))["t2t"].backward()
         norm = math.sqrt(sum(float(each.grad.square().sum()) for each in model.parameters() if each.grad is not None))
         assert math.isclose(float(magnitudes[NAMES.index("t2t")]), norm, rel_tol=1e-3)
+
+
+def test_only_the_chosen_losses_are_summed(config: TrainConfig, tmp_path: Path) -> None:
+    some = replace(config, optimizer=replace(config.optimizer, losses=("v2v", "t2t"), beta=0.5))
+    run, whole = Run(some, ALONE, None), Run(config, ALONE, None)
+    batch = next(iter(run.batches()))
+    every, few = whole.train_step(batch), run.train_step(batch)
+    assert few.losses == {name: every.losses[name] for name in ("v2v", "t2t")}
+    assert list(few.weights) == ["v2v", "t2t"]
+    assert run.loss_weights.mean().item() == pytest.approx(1)
+    assert few.gradient_norm != every.gradient_norm
+    run.save(tmp_path / "some")
+    with pytest.raises(TrainingError, match="2 losses"):
+        Run(config, ALONE, tmp_path / "some")
+    with pytest.raises(ConfigError, match="none of them twice"):
+        OptimizerSettings(steps=1, losses=("v2v", "v2v"))
+
+
+def test_another_fusion_is_trained_and_kept(config: TrainConfig, tmp_path: Path) -> None:
+    run = Run(replace(config, fusion="score"), ALONE, None)
+    run.train_step(next(iter(run.batches())))
+    run.save(tmp_path / "score")
+    assert load_checkpoint(tmp_path / "score").config.fusion.kind == "score"
+    with pytest.raises(TrainingError, match="another network"):
+        Run(config, ALONE, tmp_path / "score")
 
 
 def test_a_run_learns_and_resumes_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
-"""Products to training batches: read once, decoded and augmented on the fly in a background thread."""
+"""Pairs of products to training batches: decoded, augmented and tokenised in the background, while the last is used."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,35 +15,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uniecs.catalog import Product, read_catalog
+from uniecs.catalog import Product
 from uniecs.config import ModelConfig, Preprocessing
-from uniecs.errors import ImageError, InputError, TrainingError
-from uniecs.preprocess import Tokenizer, check_text, letterbox, normalize, open_image
+from uniecs.errors import InputError, TrainingError
+from uniecs.preprocess import Tokenizer, letterbox, normalize, open_image
 from uniecs.trainer.distributed import World
-from uniecs.trainer.pairs import PairSource
+from uniecs.trainer.pairs import Pair, PairStream, fill_gaps
 from uniecs.trainer.settings import WHOLE_IMAGES, AugmentSettings
+
+PREFETCH = 2
+"""Batches prepared ahead of the one in use."""
+MAX_DECODERS = 16
+Canvas = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """2n products: rows 0..n-1 are side 1, rows n..2n-1 their partners; `patches` as in `ImageEncoder`."""
+    """2n products: rows 0..n-1 are side 1, rows n..2n-1 their partners; `patches` and `has_image` as in `UniECS`."""
 
     pixel_values: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     patches: Tensor | None = None
+    has_image: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixel_values)
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """What `UniECS.forward` takes."""
-        return self.pixel_values, self.input_ids, self.attention_mask, self.patches
+        return self.pixel_values, self.input_ids, self.attention_mask, self.patches, self.has_image
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        pixels, ids, mask = (each.to(device, non_blocking=True) for each in self.inputs()[:3])
-        return Batch(pixels, ids, mask, None if self.patches is None else self.patches.to(device, non_blocking=True))
+        pixels, ids, mask, *rest = self.inputs()
+        moved = (each.to(device, non_blocking=True) for each in (pixels, ids, mask))
+        return Batch(*moved, *(None if each is None else each.to(device, non_blocking=True) for each in rest))
 
     def split(self, products: int | None) -> list[Batch]:
         """Pieces of at most `products` rows; None for one piece."""
@@ -49,38 +58,8 @@ class Batch:
         return [self._rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def _rows(self, rows: slice) -> Batch:
-        patches = None if self.patches is None else self.patches[rows]
-        return Batch(self.pixel_values[rows], self.input_ids[rows], self.attention_mask[rows], patches)
-
-
-@dataclass(frozen=True)
-class ProductSet:
-    """The products that can be trained on: those with a readable image and a title."""
-
-    products: tuple[Product, ...]
-    token_ids: tuple[tuple[int, ...], ...]
-    rejected: tuple[str, ...]
-
-
-def read_products(catalog: Path, tokenizer: Tokenizer) -> ProductSet:
-    """Read a catalogue; rows without an image or a title, or with an unreadable one, are listed in `rejected`."""
-    products, rejected = [], []
-    for row, item in enumerate(read_catalog(catalog)):
-        if not isinstance(item, Product):
-            rejected.append(f"row {item.row}: {item.error}")
-        elif item.title is None or item.image is None:
-            rejected.append(f"row {row} ({item.id}): training needs both a title and an image")
-        else:
-            try:
-                check_text(item.title)
-                open_image(item.image)
-                products.append(item)
-            except InputError as error:
-                rejected.append(f"row {row} ({item.id}): {error}")
-    if not products:
-        raise TrainingError(f"{catalog} has no product with both a title and a readable image")
-    ids = tokenizer.encode([str(product.title) for product in products])
-    return ProductSet(tuple(products), tuple(map(tuple, ids)), tuple(rejected))
+        pixels, ids, mask, *rest = self.inputs()
+        return Batch(pixels[rows], ids[rows], mask[rows], *(None if each is None else each[rows] for each in rest))
 
 
 @dataclass(frozen=True)
@@ -136,44 +115,63 @@ def choose_patches(images: int, patches: int, rate: float, random: np.random.Gen
     return torch.from_numpy(np.sort(order, axis=1))
 
 
-def make_batch(
-    data: ProductSet,
-    pairs: npt.NDArray[np.int64],
-    config: ModelConfig,
-    settings: AugmentSettings,
-    seed: Sequence[int],
-    share: slice = slice(None),
-) -> Batch:
-    """Decode, augment and tokenise the products of the `share` of `pairs` (N, 2); a function of its arguments only.
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes the batch of a step from its pairs: a function of the pairs, the seed and the step."""
 
-    What is random is drawn for all pairs, so that a product is augmented alike however many ranks there are.
-    """
-    order = pairs.T.reshape(-1)
-    mine = np.arange(len(order)).reshape(2, -1)[:, share].reshape(-1)
-    random = np.random.default_rng(seed)
-    drawn = draw_augmentation(len(order), settings, random)
-    ids = [drop_tokens(data.token_ids[i], settings.token_dropout, random) for i in order.tolist()]
-    patches = choose_patches(len(order), config.image_tokens - 1, settings.patch_dropout, random)
-    canvas = np.stack([_canvas(data.products[i], config.preprocessing) for i in order[mine].tolist()])
-    pixels = normalize(augment(canvas, drawn[mine]), config.preprocessing)
-    input_ids, attention_mask = Tokenizer.pad([ids[i] for i in mine.tolist()])
-    return Batch(
-        torch.from_numpy(pixels),
-        torch.from_numpy(input_ids),
-        torch.from_numpy(attention_mask),
-        None if patches is None else patches[torch.from_numpy(mine)],
-    )
+    tokenizer: Tokenizer
+    config: ModelConfig
+    settings: AugmentSettings
+    seed: int
+    decoders: ThreadPoolExecutor
+
+    def make(self, pairs: Sequence[Pair], step: int, share: slice, patch_dropout: float) -> Batch:
+        """Decode, augment and tokenise the products of the `share` of `pairs`.
+
+        What is random is drawn for all pairs, so that a product is augmented alike however many ranks there are. A
+        pair with a photo that cannot be read is named on stderr, and another of the share stands in for it.
+        """
+        sides = [each for side in zip(*pairs, strict=True) for each in side]
+        random = np.random.default_rng((self.seed, step))
+        drawn = draw_augmentation(len(sides), self.settings, random)
+        tokens = self.tokenizer.encode([str(each.title) for each in sides])
+        ids = [drop_tokens(each, self.settings.token_dropout, random) for each in tokens]
+        patches = choose_patches(len(sides), self.config.image_tokens - 1, patch_dropout, random)
+        place = np.arange(len(sides)).reshape(2, -1)[:, share]
+        decoded = list(self.decoders.map(self._canvases, pairs[share]))
+        used = fill_gaps([None if each is None else i for i, each in enumerate(decoded)], "has photos that can be read")
+        canvases = [decoded[i][side] for side in (0, 1) for i in used]  # type: ignore[index]
+        rows = place.reshape(-1)
+        blank = np.full((self.config.preprocessing.height_px, self.config.preprocessing.width_px, 3), 255, np.uint8)
+        canvas = np.stack([blank if each is None else each for each in canvases])
+        pixels = normalize(augment(canvas, drawn[rows]), self.config.preprocessing)
+        input_ids, attention_mask = Tokenizer.pad([ids[i] for i in place[:, used].reshape(-1).tolist()])
+        has_image = torch.tensor([each is not None for each in canvases])
+        return Batch(
+            torch.from_numpy(pixels),
+            torch.from_numpy(input_ids),
+            torch.from_numpy(attention_mask),
+            None if patches is None else patches[torch.from_numpy(rows)],
+            None if has_image.all() else has_image,
+        )
+
+    def _canvases(self, pair: Pair) -> tuple[Canvas | None, Canvas | None] | None:
+        """The letterboxed photo of each side, None for a side without; None where a photo cannot be read."""
+        try:
+            one, two = (_canvas(each, self.config.preprocessing) for each in pair)
+        except InputError as error:
+            print(f"left out: the pair of {pair[0].id} and {pair[1].id}: {error}", file=sys.stderr)
+            return None
+        return one, two
 
 
-def _canvas(product: Product, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    if product.image is None:
-        raise ImageError(f"product {product.id} has no image")
-    return letterbox(open_image(product.image), preprocessing)
+def _canvas(product: Product, preprocessing: Preprocessing) -> Canvas | None:
+    return None if product.image is None else letterbox(open_image(product.image), preprocessing)
 
 
 def batches(
-    data: ProductSet,
-    source: PairSource,
+    pairs: PairStream,
+    tokenizer: Tokenizer,
     config: ModelConfig,
     settings: AugmentSettings,
     *,
@@ -183,35 +181,29 @@ def batches(
     stop: int,
     world: World,
 ) -> Iterator[Batch]:
-    """This rank's part of the batches of steps `start` to `stop` - 1; one is prepared while the last is used.
+    """This rank's part of the batches of steps `start` to `stop` - 1, prepared by threads while earlier ones are used.
 
     Step s gives the same global batch whichever step the run was started at, so that a resumed run sees the same
-    data. Pairs that the ranks cannot share equally wait for another epoch.
+    data. Pairs that the ranks cannot share equally are left out of their batch.
     """
-
-    whole_images = replace(settings, patch_dropout=0.0)
     last_dropping = round(stop * (1 - WHOLE_IMAGES))
+    source = pairs.batches(batch_pairs, seed, start)
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with ThreadPoolExecutor(max(1, min(MAX_DECODERS, cores))) as decoders, ThreadPoolExecutor(1) as assembler:
+        maker = BatchMaker(tokenizer, config, settings, seed, decoders)
 
-    def positions() -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        step = epoch = 0
-        while step < stop:
-            for pairs in source.epoch(epoch, batch_pairs, seed):
-                shared = pairs[: len(pairs) // world.size * world.size]
-                if len(shared) < 2:
-                    raise TrainingError(f"a batch of {len(pairs)} pairs is too small for {world.size} ranks")
-                if start <= step < stop:
-                    yield step, shared
-                step += 1
-            epoch += 1
+        def make(step: int) -> Batch:
+            chosen = next(source)
+            shared = chosen[: len(chosen) // world.size * world.size]
+            if len(shared) < 2:
+                raise TrainingError(f"a batch of {len(chosen)} pairs is too small for {world.size} ranks")
+            dropout = settings.patch_dropout if step < last_dropping else 0.0
+            return maker.make(shared, step, world.share(len(shared)), dropout)
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead: Future[Batch] | None = None
-        for step, pairs in positions():
-            chosen = settings if step < last_dropping else whole_images
-            share = world.share(len(pairs))
-            future = pool.submit(make_batch, data, pairs, config, chosen, (seed, step), share)
-            if ahead is not None:
-                yield ahead.result()
-            ahead = future
-        if ahead is not None:
-            yield ahead.result()
+        ahead: deque[Future[Batch]] = deque()
+        for step in range(start, stop):
+            ahead.append(assembler.submit(make, step))
+            if len(ahead) > PREFETCH:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -33,12 +33,13 @@ from uniecs.trainer.checkpoint import (
     load_training_state,
     save_checkpoint,
 )
-from uniecs.trainer.data import Batch, ProductSet, batches, read_products
+from uniecs.trainer.data import Batch, batches
 from uniecs.trainer.distributed import World, join
 from uniecs.trainer.embedder import TorchEncoder
-from uniecs.trainer.losses import NAMES, update_weights
+from uniecs.trainer.losses import update_weights
 from uniecs.trainer.model import UniECS
-from uniecs.trainer.pairs import PairSource, pairs_from_columns, pairs_from_ids
+from uniecs.trainer.pair_files import PairFiles
+from uniecs.trainer.pairs import CatalogPairs, PairStream, pairs_from_columns, pairs_from_ids, read_products
 from uniecs.trainer.settings import DataSettings, OptimizerSettings, TrainConfig, ValidationSettings
 from uniecs.trainer.step import Stepper
 
@@ -107,8 +108,9 @@ class Run:
             precision=self.precision,
             grad_at=optimizer.grad_at,
             micro_products=optimizer.micro_products,
+            losses=optimizer.losses,
         )
-        self.loss_weights = torch.ones(len(NAMES), device=world.device)
+        self.loss_weights = torch.ones(len(optimizer.losses), device=world.device)
         self.step = 0
         if resume_from is not None:
             state = load_training_state(resume_from)
@@ -116,20 +118,21 @@ class Run:
             if state.get("scaler"):
                 self.stepper.scaler.load_state_dict(state["scaler"])
             self.loss_weights, self.step = state["loss_weights"].to(world.device), int(state["step"])
-        tokenizer = Tokenizer(self.tokenizer_json, config.model_config.preprocessing.max_tokens)
-        if tokenizer.vocab_size > config.model_config.text.vocab_size:
-            raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens, more than the network's vocabulary")
-        self.data = read_products(Path(config.data.catalog), tokenizer)
-        for reason in self.data.rejected[:20] if world.leads else ():
-            print(f"left out: {reason}", file=sys.stderr)
-        self.source = pair_source(self.data, config.data)
+            if len(self.loss_weights) != len(optimizer.losses):
+                raise TrainingError(f"{resume_from} holds a run with {len(self.loss_weights)} losses")
+        self.tokenizer = Tokenizer(self.tokenizer_json, config.model_config.preprocessing.max_tokens)
+        if self.tokenizer.vocab_size > config.model_config.text.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {self.tokenizer.vocab_size} tokens, more than the network's vocabulary"
+            )
+        self.pairs = pair_stream(config.data, tells=world.leads)
 
     def batches(self) -> Iterator[Batch]:
         """This rank's part of the batches of the steps that are left."""
         optimizer = self.config.optimizer
         return batches(
-            self.data,
-            self.source,
+            self.pairs,
+            self.tokenizer,
             self.config.model_config,
             self.config.augment,
             batch_pairs=optimizer.batch_pairs,
@@ -152,7 +155,7 @@ class Run:
         _check_finite(losses, 0.0 if scaler.is_enabled() else norm, self.step)
         scaler.step(self.optimizer)
         scaler.update()
-        weights = dict(zip(NAMES, self.loss_weights.tolist(), strict=True))
+        weights = dict(zip(losses, self.loss_weights.tolist(), strict=True))
         if magnitudes.isfinite().all():
             self.loss_weights = update_weights(self.loss_weights, magnitudes, settings.beta)
         self.step += 1
@@ -171,8 +174,7 @@ class Run:
         provenance = {
             "steps": self.step,
             "train_config": self.config.described(),
-            "products": len(self.data.products),
-            "groups": len(self.source.groups),
+            **self.pairs.described(),
             "precision": self.precision,
             "ranks": self.world.size,
             "torch": torch.__version__,
@@ -199,8 +201,8 @@ class Reporter:
     def log(self, report: StepReport) -> None:
         """The scalars of one step, and the validation where it is due."""
         run = self.run
-        for name in NAMES:
-            self.writer.add_scalar(f"loss/{name}", report.losses[name], run.step)
+        for name, loss in report.losses.items():
+            self.writer.add_scalar(f"loss/{name}", loss, run.step)
             self.writer.add_scalar(f"lambda/{name}", report.weights[name], run.step)
         self.writer.add_scalar("gradient_norm", report.gradient_norm, run.step)
         self.writer.add_scalar("learning_rate", run.optimizer.param_groups[0]["lr"], run.step)
@@ -296,11 +298,18 @@ def resolve(place: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / rest
 
 
-def pair_source(data: ProductSet, settings: DataSettings) -> PairSource:
-    """Pairs as the configuration says: from a file, or from shared columns."""
+def pair_stream(settings: DataSettings, tells: bool) -> PairStream:
+    """The pairs that the configuration names; `tells` prints the first products that are left out to stderr."""
+    if settings.pair_files is not None:
+        return PairFiles(settings.pair_files, settings.shuffle_pairs)
+    if settings.catalog is None:
+        raise ConfigError("data needs a catalog or pair_files")
+    products, rejected = read_products(Path(settings.catalog))
+    for reason in rejected[:20] if tells else ():
+        print(f"left out: {reason}", file=sys.stderr)
     if settings.pairs is not None:
-        return pairs_from_ids(data.products, read_pairs(settings.pairs))
-    return pairs_from_columns(data.products, settings.group_columns)
+        return CatalogPairs(products, pairs_from_ids(products, read_pairs(settings.pairs)))
+    return CatalogPairs(products, pairs_from_columns(products, settings.group_columns))
 
 
 @contextmanager

@@ -1,19 +1,51 @@
-"""Pairs of similar products, and their order: every product at most once an epoch, distinct groups in a batch."""
+"""Pairs of similar products, and their order: batches that are a function of the seed and the step.
+
+`CatalogPairs` pairs the products of a catalogue in memory; `PairFiles` (pair_files.py) streams pairs from files.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from uniecs.catalog import Product
-from uniecs.errors import TrainingError
+from uniecs.catalog import Product, read_catalog
+from uniecs.errors import InputError, TrainingError
+from uniecs.preprocess import check_text, open_image
 
 Member = TypeVar("Member", int, str)
+Item = TypeVar("Item")
+Pair = tuple[Product, Product]
+
+
+class PairStream(Protocol):
+    """Where the pairs of a run come from."""
+
+    def batches(self, batch_pairs: int, seed: int, start: int) -> Iterator[Sequence[Pair]]:
+        """The batches of steps `start`, `start` + 1, ... without end, each of at most `batch_pairs` pairs.
+
+        A step's batch depends on the arguments `batch_pairs` and `seed` alone, not on `start`.
+        """
+
+    def described(self) -> dict[str, int]:
+        """How much there is, for the checkpoint's provenance."""
+
+
+def fill_gaps(items: Sequence[Item | None], what: str) -> list[Item]:
+    """Each None is replaced by the next item (round the end); raises `TrainingError` "no pair of a batch `what`"."""
+    filled = list(items)
+    for place in reversed(range(-len(items), len(items))):
+        if filled[place] is None:
+            filled[place] = filled[(place + 1) % len(items)]
+    whole = [each for each in filled if each is not None]
+    if len(whole) < len(items) or not items:
+        raise TrainingError(f"no pair of a batch {what}")
+    return whole
 
 
 @dataclass(frozen=True)
@@ -58,6 +90,51 @@ class PairSource:
                 used |= {one, two}
                 pairs.append((one, two) if random.random() < 0.5 else (two, one))
         return pairs
+
+
+@dataclass(frozen=True)
+class CatalogPairs:
+    """The pairs of products that are held in memory."""
+
+    products: Sequence[Product]
+    source: PairSource
+
+    def batches(self, batch_pairs: int, seed: int, start: int) -> Iterator[Sequence[Pair]]:
+        """As `PairStream`: every product at most once an epoch, distinct groups in a batch."""
+        step = epoch = 0
+        while True:
+            for pairs in self.source.epoch(epoch, batch_pairs, seed):
+                if step >= start:
+                    yield [(self.products[one], self.products[two]) for one, two in pairs.tolist()]
+                step += 1
+            epoch += 1
+
+    def described(self) -> dict[str, int]:
+        """The numbers of products and of their groups."""
+        return {"products": len(self.products), "groups": len(self.source.groups)}
+
+
+def read_products(catalog: Path) -> tuple[list[Product], list[str]]:
+    """The products that can be trained on, and why each other row cannot: it lacks or has an unreadable image or title.
+
+    Raises `TrainingError` where none is left.
+    """
+    products, rejected = [], []
+    for row, item in enumerate(read_catalog(catalog)):
+        if not isinstance(item, Product):
+            rejected.append(f"row {item.row}: {item.error}")
+        elif item.title is None or item.image is None:
+            rejected.append(f"row {row} ({item.id}): training needs both a title and an image")
+        else:
+            try:
+                check_text(item.title)
+                open_image(item.image)
+                products.append(item)
+            except InputError as error:
+                rejected.append(f"row {row} ({item.id}): {error}")
+    if not products:
+        raise TrainingError(f"{catalog} has no product with both a title and a readable image")
+    return products, rejected
 
 
 def pairs_from_columns(products: Sequence[Product], columns: Sequence[str]) -> PairSource:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from uniecs.config import MODELS, ModelConfig, StrictConfig
+from uniecs.config import MODELS, FusionKind, ModelConfig, StrictConfig
 from uniecs.errors import ConfigError
+from uniecs.trainer.losses import NAMES, LossName
 
 PATH_KEYS = {
-    "data": ("catalog", "pairs"),
+    "data": ("catalog", "pairs", "pair_files"),
     "validation": ("catalog", "pairs"),
     "init": ("text_weights", "image_weights", "tokenizer"),
 }
@@ -31,17 +32,24 @@ def _positive(**values: float) -> None:
 class DataSettings(StrictConfig):
     """Where the products are and which of them are similar.
 
-    Pairs come from `pairs` (a CSV of trigger_id,recall_id) or, without it, from the products that share every one of
-    `group_columns`. `~` is expanded; a relative path is relative to the configuration file.
+    Either a `catalog`, held in memory, with `pairs` (a CSV of trigger_id,recall_id) or `group_columns` (the products
+    that share every one of them are similar); or `pair_files`, a pattern of Parquet files in the layout that `uniecs
+    pairs` writes, of which about 2 * `shuffle_pairs` rows are held. `~` is expanded; a relative path is relative to
+    the configuration file.
     """
 
-    catalog: str
+    catalog: str | None = None
     pairs: str | None = None
     group_columns: tuple[str, ...] = ()
+    pair_files: str | None = None
+    shuffle_pairs: int = 8192
 
     def __post_init__(self) -> None:
-        if (self.pairs is None) == (not self.group_columns):
-            raise ConfigError("data needs either pairs or group_columns")
+        _positive(shuffle_pairs=self.shuffle_pairs)
+        keys = ("catalog", "pairs", "group_columns", "pair_files")
+        given = [key for key in keys if getattr(self, key)]
+        if given not in (["catalog", "pairs"], ["catalog", "group_columns"], ["pair_files"]):
+            raise ConfigError("data needs a catalog with either pairs or group_columns, or else pair_files")
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,12 @@ class AugmentSettings(StrictConfig):
 class OptimizerSettings(StrictConfig):
     """AdamW with linear warm-up and cosine decay to zero.
 
-    `batch_pairs` is N of the losses. The learning rate of pre-trained text weights is `learning_rate` *
-    `text_lr_scale`; `freeze_word_embeddings` leaves BERT's embedding tables as they are. `beta` and `grad_at` are
-    those of eq. 19. `precision` "auto" is bf16 autocast where the CPU or GPU has its instructions, else fp16 with a
-    loss scaler on a GPU and fp32 on a CPU. Memory: `micro_products` products are embedded at a time on each rank
-    (gradient caching: the same gradient, at one more forward pass); `activation_checkpointing` recomputes the
-    backbones' activations. The last `keep_checkpoints` checkpoints are kept.
+    `batch_pairs` is N of the losses; `losses` are the components of eq. 7 that are summed. The learning rate of
+    pre-trained text weights is `learning_rate` * `text_lr_scale`; `freeze_word_embeddings` leaves BERT's embedding
+    tables as they are. `beta` and `grad_at` are those of eq. 19. `precision` "auto" is bf16 autocast where the CPU or
+    GPU has its instructions, else fp16 with a loss scaler on a GPU and fp32 on a CPU. Memory: `micro_products` products
+    are embedded at a time on each rank (gradient caching: the same gradient, at one more forward pass);
+    `activation_checkpointing` recomputes the backbones' activations. The last `keep_checkpoints` checkpoints are kept.
     """
 
     steps: int
@@ -109,6 +117,7 @@ class OptimizerSettings(StrictConfig):
     warmup_steps: int = 100
     clip_norm: float = 1.0
     freeze_word_embeddings: bool = False
+    losses: tuple[LossName, ...] = NAMES
     beta: float = 0.5
     grad_at: Literal["embeddings", "parameters"] = "embeddings"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -128,18 +137,24 @@ class OptimizerSettings(StrictConfig):
         )
         if self.batch_pairs < 2:
             raise ConfigError(f"batch_pairs is {self.batch_pairs}; expected at least 2")
+        if not self.losses or len(set(self.losses)) < len(self.losses):
+            raise ConfigError(f"losses is {list(self.losses)}; expected at least one, none of them twice")
         if not 0 <= self.beta <= 1:
             raise ConfigError(f"beta is {self.beta}; expected 0 to 1")
 
 
 @dataclass(frozen=True)
 class TrainConfig(StrictConfig):
-    """A whole training run: `output` receives checkpoints/ and tensorboard/; `model` is a key of `config.MODELS`."""
+    """A whole training run: `output` receives checkpoints/ and tensorboard/; `model` is a key of `config.MODELS`.
+
+    `fusion` takes the place of the model's own kind of fusion, for a comparison.
+    """
 
     model: str
     output: str
     data: DataSettings
     optimizer: OptimizerSettings
+    fusion: FusionKind = "gated"
     init: InitSettings = field(default_factory=InitSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     validation: ValidationSettings | None = None
@@ -150,7 +165,8 @@ class TrainConfig(StrictConfig):
         """The network's dimensions; raises `ConfigError` for a model that is not known."""
         if self.model not in MODELS:
             raise ConfigError(f"model is {self.model!r}; expected one of {', '.join(MODELS)}")
-        return MODELS[self.model]
+        config = MODELS[self.model]
+        return replace(config, fusion=replace(config.fusion, kind=self.fusion))
 
     def described(self) -> dict[str, Any]:
         """As a dictionary for a record that travels: files by name only, no folder of this machine."""

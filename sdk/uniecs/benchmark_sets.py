@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from uniecs.catalog import Product, read_catalog, read_records
 from uniecs.errors import CatalogError
-from uniecs.evaluation import PairEncoder, embed_all
+from uniecs.evaluation import PairEncoder, check_view, embed_all
 
 KS = (1, 5, 10, 50)
 PAIR_COLUMNS = ("trigger_text", "trigger_image", "recall_text", "recall_image")
@@ -55,26 +55,33 @@ def read_pair_set(path: str | Path) -> tuple[dict[str, Product], list[tuple[str,
     """
     products: dict[str, Product] = {}
     pairs = []
-    folder = Path(path).absolute().parent
     for row, record in enumerate(read_records(Path(path), PAIR_COLUMNS)):
-        if not isinstance(record, dict):
-            raise CatalogError(f"row {row} of {path} cannot be read: {record}")
-        missing = [name for name in PAIR_COLUMNS if not record.get(name)]
-        if missing:
-            raise CatalogError(f"row {row} of {path} has no {missing[0]}; expected {', '.join(PAIR_COLUMNS)}")
-        names = []
-        for side in ("trigger", "recall"):
-            identity = str(record.get(f"{side}_id") or f"{side}-{row}")
-            image = _located(record[f"{side}_image"], folder)
-            (item,) = read_catalog([{"id": identity, "title": record[f"{side}_text"], "image": image}])
-            if not isinstance(item, Product):
-                raise CatalogError(f"row {row} of {path} cannot be used: {item.error}")
-            products.setdefault(identity, item)
-            names.append(identity)
-        pairs.append((names[0], names[1]))
+        one, two = read_pair(record, row, Path(path))
+        products.setdefault(one.id, one)
+        products.setdefault(two.id, two)
+        pairs.append((one.id, two.id))
     if not pairs:
         raise CatalogError(f"{path} has no rows; expected the columns {', '.join(PAIR_COLUMNS)}")
     return products, pairs
+
+
+def read_pair(record: object, row: int, path: Path) -> tuple[Product, Product]:
+    """The two products of row number `row` of the file `path` in M-BEER's layout; raises `CatalogError`."""
+    if not isinstance(record, dict):
+        raise CatalogError(f"row {row} of {path} cannot be read: {record}")
+    missing = [name for name in PAIR_COLUMNS if not record.get(name)]
+    if missing:
+        raise CatalogError(f"row {row} of {path} has no {missing[0]}; expected {', '.join(PAIR_COLUMNS)}")
+    folder = path.absolute().parent
+    sides = []
+    for side in ("trigger", "recall"):
+        identity = str(record.get(f"{side}_id") or f"{side}-{row}")
+        image = _located(record[f"{side}_image"], folder)
+        (item,) = read_catalog([{"id": identity, "title": record[f"{side}_text"], "image": image}])
+        if not isinstance(item, Product):
+            raise CatalogError(f"row {row} of {path} cannot be used: {item.error}")
+        sides.append(item)
+    return sides[0], sides[1]
 
 
 def _located(image: Any, folder: Path) -> Any:
@@ -183,8 +190,11 @@ def _labels(root: Path, category: str, split: str) -> list[tuple[str, str]]:
 def evaluate_tasks(encoder: PairEncoder, tasks: Sequence[RetrievalTask]) -> dict[str, dict[str, float]]:
     """Recall@1/5/10/50 of each task: the share of queries with an answer among the k best candidates.
 
-    Ties count against the answer. Raises `CatalogError` naming an item that cannot be embedded.
+    Ties count against the answer. Raises `CatalogError` naming an item that cannot be embedded, and `InputError` if
+    the encoder lacks a view that a task needs.
     """
+    for first in (side[0] for task in tasks for side in (task.queries, task.candidates)):
+        check_view(encoder, first.text is not None, first.image is not None)
     report = {}
     for task in tasks:
         queries, candidates = (_embed(encoder, side, task.name) for side in (task.queries, task.candidates))
