@@ -33,6 +33,7 @@ class Numbers:
     """Embeds an item by the sum of the numbers in its text and its image's name, as a unit vector at that angle."""
 
     embed_dim, model_id, backend, device, precision = 2, "numbers", "fake", "cpu", "fp32"
+    views = ("text", "image", "multimodal")
 
     def encode(self, texts: Any = None, images: Any = None, *, errors: Any = "raise") -> Any:
         rows = max(len(texts or ()), len(images or ()))

@@ -26,6 +26,7 @@ class FakeEncoder:
     """A text is its known words, an image its mean colour (red, blue); both are their sum."""
 
     embed_dim, model_id, backend, device, precision = 4, "fake-0123456789abcdef", "openvino", "cpu", "fp32"
+    views = ("text", "image", "multimodal")
 
     def __init__(self, path: Path) -> None:
         self.bundle = SimpleNamespace(path=path, name="fake")

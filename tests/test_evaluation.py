@@ -42,6 +42,7 @@ class FakeEncoder:
     """Text knows the product, images know nothing (one constant vector), both equals text."""
 
     embed_dim, model_id, backend, device, precision = 4, "fake-0", "none", "cpu", "fp32"
+    views = ("text", "image", "multimodal")
 
     def __init__(self, fails_on: bytes | None = None) -> None:
         self.fails_on = fails_on

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def load_image_backbone(model: UniECS, path: Path) -> None:
     """
     backbone = model.image_encoder.backbone
     clip = model.config.image.kind == "clip"
-    source = _pretrained(CLIPVisionModel if clip else ViTModel, path, {} if clip else {"add_pooling_layer": False})
+    source = pretrained(CLIPVisionModel if clip else ViTModel, path, {} if clip else {"add_pooling_layer": False})
     key = "embeddings.position_embedding.weight" if clip else "embeddings.position_embeddings"
     weights = dict(source.state_dict())
     p, patch = model.config.preprocessing, model.config.image.patch_px
@@ -169,7 +170,7 @@ def load_text_backbone(model: UniECS, path: Path) -> None:
     included); where it has more positions, the first ones. Raises `CheckpointError` as `load_image_backbone`.
     """
     config = model.config.text
-    source = _pretrained(BertModel, path, {"add_pooling_layer": False})
+    source = pretrained(BertModel, path, {"add_pooling_layer": False})
     weights = dict(source.state_dict())
     available = int(source.config.num_hidden_layers)
     if available < config.layers:
@@ -185,23 +186,39 @@ def load_text_backbone(model: UniECS, path: Path) -> None:
     _load_into(model.text_encoder.backbone, chosen, path)
 
 
-def _pretrained(kind: Any, path: Path, options: Mapping[str, Any]) -> Any:
-    """`kind.from_pretrained` of a local folder, safetensors only; missing weights are an error, not a warning."""
+def pretrained(kind: Any, path: Path, options: Mapping[str, Any], unused: str = "") -> Any:
+    """`kind.from_pretrained` of a local folder, safetensors only; missing weights are an error, not a warning.
+
+    Weights whose name starts with `unused` may be missing. Raises `CheckpointError`.
+    """
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json; expected a transformers checkpoint folder")
-    verbosity = transformers_log.get_verbosity()
-    transformers_log.set_verbosity(40)
     try:
-        model, report = kind.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-        )
+        with quiet_transformers():
+            model, report = kind.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as a {kind.__name__} checkpoint: {error}") from error
-    finally:
-        transformers_log.set_verbosity(verbosity)
-    if report["missing_keys"]:
-        raise CheckpointError(f"{path} lacks {len(report['missing_keys'])} weights of {kind.__name__}")
+    missing = [name for name in report["missing_keys"] if not (unused and name.startswith(unused))]
+    if missing:
+        raise CheckpointError(f"{path} lacks {len(missing)} weights of {kind.__name__}, such as {min(missing)}")
     return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Neither progress bars nor notes of transformers: what matters in its reports is raised as an error here."""
+    log: Any = transformers_log  # its functions are untyped
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
 
 
 def _load_into(backbone: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -1,7 +1,8 @@
-"""A network in training behind the encoder's `encode`, so that evaluation runs on it before any export."""
+"""Torch networks behind the encoder's `encode`, so that evaluation runs on them before, and without, any export."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from uniecs.errors import InputError, UniecsError
+from uniecs.evaluation import VIEWS, check_view
 from uniecs.preprocess import ImageSource, Tokenizer, check_text, pixel_values
 from uniecs.trainer.model import UniECS
 
@@ -25,18 +27,18 @@ class Embeddings:
     errors: dict[int, UniecsError] = field(default_factory=dict)
 
 
-class TorchEncoder:
-    """Embeds texts, images or both of them (one kind for all items) with a torch network in evaluation mode."""
+class BatchEncoder(ABC):
+    """A `uniecs.evaluation.PairEncoder` around `_embed`, which embeds one batch: a bad item fails alone."""
 
     backend = "torch"
     device = "cpu"
     precision = "fp32"
+    views: tuple[str, ...] = tuple(VIEWS.values())
+    embed_dim: int
+    model_id: str
 
-    def __init__(self, model: UniECS, tokenizer_json: bytes) -> None:
-        self.model = model
-        self.embed_dim = model.config.embed_dim
-        self.model_id = f"{model.config.name}-in-training"
-        self._tokenizer = Tokenizer(tokenizer_json, model.config.preprocessing.max_tokens)
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model_id!r}, {self.backend}, {self.device}, {self.precision})"
 
     def encode(
         self,
@@ -45,9 +47,16 @@ class TorchEncoder:
         *,
         errors: Literal["raise", "return"] = "raise",
     ) -> npt.NDArray[np.float32] | Embeddings:
-        """(n, D) float32 unit rows; raises the first bad item's `UniecsError`, or returns all (their rows NaN)."""
+        """Embed texts, images or both of them (one kind for all items): (n, D) float32 unit rows.
+
+        Raises the first bad item's `UniecsError`, or returns all (their rows NaN). `InputError` for a view that is
+        not among `views`, and for lists of different lengths.
+        """
         if texts is None and images is None:
             raise InputError("encode needs texts, images or both")
+        if texts is not None and images is not None and len(texts) != len(images):
+            raise InputError(f"{len(texts)} texts and {len(images)} images; expected as many")
+        check_view(self, texts is not None, images is not None)
         count = len(texts if texts is not None else images or ())
         embeddings = np.full((count, self.embed_dim), np.nan, np.float32)
         failed: dict[int, UniecsError] = {}
@@ -64,6 +73,20 @@ class TorchEncoder:
                     except UniecsError as error:
                         failed[row] = error
         return embeddings if errors == "raise" else Embeddings(embeddings, failed)
+
+    @abstractmethod
+    def _embed(self, texts: Sequence[str] | None, images: Sequence[ImageSource] | None) -> npt.NDArray[np.float32]:
+        """(n, D) float32 unit rows of a batch; raises the `UniecsError` of an item that cannot be used."""
+
+
+class TorchEncoder(BatchEncoder):
+    """A network of ours in evaluation mode, in training or from a checkpoint."""
+
+    def __init__(self, model: UniECS, tokenizer_json: bytes) -> None:
+        self.model = model
+        self.embed_dim = model.config.embed_dim
+        self.model_id = f"{model.config.name}-in-training"
+        self._tokenizer = Tokenizer(tokenizer_json, model.config.preprocessing.max_tokens)
 
     @torch.no_grad()
     def _embed(self, texts: Sequence[str] | None, images: Sequence[ImageSource] | None) -> npt.NDArray[np.float32]:

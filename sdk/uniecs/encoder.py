@@ -90,6 +90,11 @@ class Encoder:
         """ "fp32" or "bf16"."""
         return self._backend.precision
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What it embeds: text, image, and multimodal (both)."""
+        return ("text", "image", "multimodal")
+
     def __repr__(self) -> str:
         return f"Encoder({self.model_id!r}, {self.backend}, {self.device}, {self.precision})"
 

@@ -7,7 +7,7 @@ set of candidates, and the partner is the one right answer (the M-BEER benchmark
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -51,7 +51,19 @@ class PairEncoder(Protocol):
     def device(self) -> str: ...
     @property
     def precision(self) -> str: ...
+    @property
+    def views(self) -> Collection[str]:
+        """Which of text, image and multimodal it embeds."""
+        ...
+
     def encode(self, texts: Any = None, images: Any = None, *, errors: Any = "raise") -> Any: ...
+
+
+def check_view(encoder: PairEncoder, text: bool, image: bool) -> None:
+    """Raise `InputError` unless `encoder` embeds items that have a text, an image or both."""
+    view = "multimodal" if text and image else "text" if text else "image"
+    if view not in encoder.views:
+        raise InputError(f"{encoder.model_id} embeds {', '.join(encoder.views)} only; the {view} view was asked for")
 
 
 def recall_at_k(scores: Floats, target: npt.ArrayLike, ks: Sequence[int] = KS) -> Recalls:
@@ -115,7 +127,8 @@ def evaluate(encoder: PairEncoder, catalog: str | Path, pairs: str | Path) -> di
     """Nine tasks and the baselines on a catalogue file and a pairs file, as one dictionary of JSON types.
 
     Keys: pairs, products (readable ones in the catalogue), candidates, model_id, backend, device, precision,
-    tasks {"t>v": {"1": share, ...}}, baselines {"tfidf": {"t>t": ...}, "raw_pixels": {"v>v": ...}}.
+    tasks {"t>v": {"1": share, ...}}, baselines {"tfidf": {"t>t": ...}, "raw_pixels": {"v>v": ...}}. The tasks are
+    those of the encoder's views.
     Raises `CatalogError` on unusable files, and what `evaluate_pairs` and `baselines` raise.
     """
     products, _ = read_products(catalog)
@@ -140,7 +153,7 @@ def evaluate_products(encoder: PairEncoder, products: Mapping[str, Product], pai
 
 
 def evaluate_pairs(encoder: PairEncoder, products: Mapping[str, Product], pairs: Pairs) -> dict[str, Recalls]:
-    """Recall@1/5/10 of the nine `TASKS`, on embeddings from `encoder`.
+    """Recall@1/5/10 of the nine `TASKS`, or of those whose views `encoder` embeds.
 
     Each product of the pairs is embedded three times: by its image, its title and both. The candidates are
     the distinct recall-side products. Raises `CatalogError` naming a product that is not in `products`,
@@ -149,11 +162,16 @@ def evaluate_pairs(encoder: PairEncoder, products: Mapping[str, Product], pairs:
     queries, candidates, target = _sides(products, pairs)
     ids = sorted({*queries, *candidates})
     row = {each: i for i, each in enumerate(ids)}
-    views = {view: _embed(encoder, [products[each] for each in ids], view) for view in VIEWS.values()}
+    views = {
+        view: _embed(encoder, [products[each] for each in ids], view)
+        for view in VIEWS.values()
+        if view in encoder.views
+    }
     left, right = [row[each] for each in queries], [row[each] for each in candidates]
     return {
         task: recall_at_k(views[query][left] @ views[candidate][right].T, target)
         for task, (query, candidate) in TASKS.items()
+        if query in views and candidate in views
     }
 
 
