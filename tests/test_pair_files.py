@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,17 +101,17 @@ def test_two_windows_are_read_at_most(pattern: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pair_files, "_read", counting)
     batches = PairFiles(pattern, shuffle_pairs=8).batches(2, 0, 0)
+    assert isinstance(batches, Generator)
     next(batches)
     assert len(read) <= 2
     assert max(read) < 8 + 4
+    batches.close()  # and with it the reader
     read.clear()
     next(PairFiles(pattern, shuffle_pairs=8).batches(2, 0, 14))  # the last step of an epoch: its last window alone
     assert len(read) == 1
 
 
-def test_rows_that_cannot_be_used_are_stood_in_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_that_cannot_be_used_are_stood_in_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "pairs-a.parquet", [row(0), row(1, recall_text=None), row(2), row(3, trigger_text="")])
     (batch,) = triggers(PairFiles(str(tmp_path / PATTERN), 8), 1, batch_pairs=4)
     assert Counter(batch) in (Counter(a0=2, a2=2), Counter(a0=3, a2=1), Counter(a0=1, a2=3))

@@ -429,7 +429,7 @@ def test_bad_configurations_are_refused(tmp_path: Path, config: TrainConfig) -> 
             load_train_config(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_train_config(tmp_path / "none.toml")
-    with pytest.raises(ConfigError, match="expected one of base, mini, tiny"):
+    with pytest.raises(ConfigError, match="expected one of base, mini, small, tiny"):
         Run(replace(config, model="huge"), ALONE, None)
     with pytest.raises(ConfigError, match="tokenizer or text_weights"):
         Run(replace(config, init=InitSettings()), ALONE, None)

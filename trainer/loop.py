@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from uniecs.benchmark_sets import read_queries
 from uniecs.config import ModelConfig
 from uniecs.errors import ConfigError, TrainingError
 from uniecs.evaluation import evaluate_pairs, read_pairs
@@ -39,7 +40,14 @@ from uniecs.trainer.embedder import TorchEncoder
 from uniecs.trainer.losses import update_weights
 from uniecs.trainer.model import UniECS
 from uniecs.trainer.pair_files import PairFiles
-from uniecs.trainer.pairs import CatalogPairs, PairStream, pairs_from_columns, pairs_from_ids, read_products
+from uniecs.trainer.pairs import (
+    CatalogPairs,
+    PairStream,
+    pairs_from_columns,
+    pairs_from_ids,
+    pairs_from_queries,
+    read_products,
+)
 from uniecs.trainer.settings import DataSettings, OptimizerSettings, TrainConfig, ValidationSettings
 from uniecs.trainer.step import Stepper
 
@@ -53,19 +61,19 @@ class StepReport:
     gradient_norm: float
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
+def train(config: TrainConfig, resume: bool = False, pairs: PairStream | None = None) -> Path:
     """Run a training configuration; returns the folder of the last checkpoint, in `output`/checkpoints.
 
-    With `resume` the run goes on from its last whole checkpoint; without it there must be none. Under torchrun every
-    process calls this. Raises `TrainingError` (nothing to train on, a loss that is not finite), `CheckpointError`,
-    `ConfigError`, `CatalogError`.
+    With `resume` the run goes on from its last whole checkpoint; without it there must be none. `pairs`, where given,
+    are those of `config.data`, read already. Under torchrun every process calls this. Raises `TrainingError` (nothing
+    to train on, a loss that is not finite), `CheckpointError`, `ConfigError`, `CatalogError`.
     """
     folder = Path(config.output)
     if kept_checkpoints(folder) and not resume:
         raise TrainingError(f"{folder} holds checkpoints; pass --resume to go on, or choose another output")
     with ExitStack() as stack:
         world = stack.enter_context(join())
-        run = Run(config, world, folder if resume else None)
+        run = Run(config, world, folder if resume else None, pairs)
         reporter = Reporter(run) if world.leads else None
         if reporter:
             stack.callback(reporter.close)
@@ -83,18 +91,20 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 class Run:
     """The state of a training run: network, optimiser, loss weights and the number of steps done."""
 
-    def __init__(self, config: TrainConfig, world: World, resume_from: Path | None) -> None:
+    def __init__(
+        self, config: TrainConfig, world: World, resume_from: Path | None, pairs: PairStream | None = None
+    ) -> None:
         self.config, self.world = config, world
         optimizer = config.optimizer
         torch.manual_seed(config.seed)
         if resume_from is None:
             self.model, self.tokenizer_json = initial_model(config)
         else:
-            checkpoint = load_checkpoint(resume_from)
-            if checkpoint.config != config.model_config:
-                raise TrainingError(f"{resume_from} holds another network than the configuration describes")
-            self.model, self.tokenizer_json = checkpoint.model, checkpoint.tokenizer_json
+            self.model, self.tokenizer_json = same_network(config, resume_from)
         self.model.to(world.device).train()
+        if optimizer.freeze_encoders:
+            self.model.image_encoder.requires_grad_(False)
+            self.model.text_encoder.requires_grad_(False)
         if optimizer.freeze_word_embeddings:
             self.model.text_encoder.backbone.embeddings.requires_grad_(False)
         if optimizer.activation_checkpointing:
@@ -125,7 +135,7 @@ class Run:
             raise ConfigError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, more than the network's vocabulary"
             )
-        self.pairs = pair_stream(config.data, tells=world.leads)
+        self.pairs = pairs or pair_stream(config.data, tells=world.leads)
 
     def batches(self) -> Iterator[Batch]:
         """This rank's part of the batches of the steps that are left."""
@@ -191,7 +201,7 @@ class Reporter:
         self.run = run
         world, steps = run.world, run.config.optimizer.steps
         print(f"training on {world.device.type}, {run.precision}, {world.size} processes", file=sys.stderr)
-        self.writer = SummaryWriter(str(Path(run.config.output) / "tensorboard"), purge_step=run.step)
+        self.writer = SummaryWriter(str(Path(run.config.output) / "tensorboard"), purge_step=run.step + 1)
         self.bar = tqdm(total=steps, initial=run.step, unit="step", file=sys.stderr, mininterval=5)
 
     def close(self) -> None:
@@ -273,8 +283,18 @@ def build_optimizer(model: UniECS, settings: OptimizerSettings) -> torch.optim.A
     )
 
 
+def same_network(config: TrainConfig, folder: Path) -> tuple[UniECS, bytes]:
+    """The network of a checkpoint or run and its tokenizer.json; raises `TrainingError` if `config` has another."""
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.config != config.model_config:
+        raise TrainingError(f"{folder} holds another network than the configuration describes")
+    return checkpoint.model, checkpoint.tokenizer_json
+
+
 def initial_model(config: TrainConfig) -> tuple[UniECS, bytes]:
     """The network with its pre-trained weights, and its tokenizer.json."""
+    if config.init.checkpoint:
+        return same_network(config, Path(config.init.checkpoint))
     model_config: ModelConfig = config.model_config
     model = UniECS(model_config)
     if config.init.image_weights:
@@ -307,6 +327,8 @@ def pair_stream(settings: DataSettings, tells: bool) -> PairStream:
     products, rejected = read_products(Path(settings.catalog))
     for reason in rejected[:20] if tells else ():
         print(f"left out: {reason}", file=sys.stderr)
+    if settings.queries is not None:
+        return pairs_from_queries(products, read_queries(settings.queries))
     if settings.pairs is not None:
         return CatalogPairs(products, pairs_from_ids(products, read_pairs(settings.pairs)))
     return CatalogPairs(products, pairs_from_columns(products, settings.group_columns))

@@ -16,8 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["v2t", "pml", "pdc", "plc", "v2v", "t2t"]
-NAMES: tuple[LossName, ...] = get_args(LossName)
+PairLoss = Literal["v2t", "pml", "pdc", "plc", "v2v", "t2t"]
+QueryLoss = Literal["q2t", "q2v", "q2f"]
+LossName = Literal[PairLoss, QueryLoss]
+NAMES: tuple[PairLoss, ...] = get_args(PairLoss)
+"""The six components of the paper (eq. 7)."""
+QUERY_NAMES: tuple[QueryLoss, ...] = get_args(QueryLoss)
+"""Those of two towers (Beyond Text): a query's t against its product's t, v and f."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def _nearest_others(similarity: Tensor, k: int) -> Tensor:
 
 
 def all_losses(one: Representations, two: Representations, names: Sequence[LossName] = NAMES) -> dict[str, Tensor]:
-    """The components `names`, for N pairs: side `one` holds the triggers, side `two` their partners."""
+    """The components `names`, for N pairs: side `one` holds the triggers or queries, side `two` their partners."""
     components: dict[LossName, Callable[[], Tensor]] = {
         "v2t": lambda: (v2t(one.v, one.t) + v2t(two.v, two.t)) / 2,
         "pml": lambda: pml(one.v, one.t, one.f, two.f),
@@ -99,6 +104,9 @@ def all_losses(one: Representations, two: Representations, names: Sequence[LossN
         "plc": lambda: (plc(one.v, one.t, one.f) + plc(two.v, two.t, two.f)) / 2,
         "v2v": lambda: v2v(one.v, two.v),
         "t2t": lambda: t2t(one.t, two.t),
+        "q2t": lambda: info_nce(one.t, two.t, 0.07),
+        "q2v": lambda: info_nce(one.t, two.v, 0.07),
+        "q2f": lambda: info_nce(one.t, two.f, 0.07),
     }
     return {name: components[name]() for name in names}
 

@@ -152,5 +152,7 @@ class UniECS(nn.Module):
             tokens: Tensor = self.image_encoder(pixel_values, patches)
             return tokens
         rows = has_image.nonzero().squeeze(1)
+        if not len(rows):
+            return pixel_values.new_zeros(len(has_image), 1, self.config.embed_dim)
         tokens = self.image_encoder(pixel_values[rows], None if patches is None else patches[rows])
         return tokens.new_zeros(len(has_image), *tokens.shape[1:]).index_copy(0, rows, tokens)

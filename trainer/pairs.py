@@ -114,6 +114,67 @@ class CatalogPairs:
         return {"products": len(self.products), "groups": len(self.source.groups)}
 
 
+@dataclass(frozen=True)
+class QueryPairs:
+    """Queries and products that answer them; a query is a product that has nothing but its words."""
+
+    products: Sequence[Product]
+    queries: Sequence[tuple[str, int]]
+    """(query, position of a product that answers it)"""
+
+    def batches(self, batch_pairs: int, seed: int, start: int) -> Iterator[Sequence[Pair]]:
+        """As `PairStream`: every row once an epoch, no query and no product twice in a batch."""
+        step = epoch = 0
+        while True:
+            for rows in self._epoch(epoch, batch_pairs, seed):
+                if step >= start:
+                    yield [self._pair(row) for row in rows]
+                step += 1
+            epoch += 1
+
+    def described(self) -> dict[str, int]:
+        """The numbers of products, of rows and of distinct queries."""
+        distinct = len({query for query, _ in self.queries})
+        return {"products": len(self.products), "query_products": len(self.queries), "queries": distinct}
+
+    def _epoch(self, epoch: int, batch_pairs: int, seed: int) -> list[list[int]]:
+        """Rows in random order, each in the first batch that has room and neither its query nor its product."""
+        batches: list[list[int]] = []
+        taken: list[set[str | int]] = []
+        full = 0
+        for row in np.random.default_rng((seed, epoch)).permutation(len(self.queries)).tolist():
+            query, product = self.queries[row]
+            place = full
+            while place < len(batches) and (
+                len(batches[place]) == batch_pairs or query in taken[place] or product in taken[place]
+            ):
+                place += 1
+            if place == len(batches):
+                batches.append([])
+                taken.append(set())
+            batches[place].append(row)
+            taken[place] |= {query, product}
+            while full < len(batches) and len(batches[full]) == batch_pairs:
+                full += 1
+        whole = [batch for batch in batches if len(batch) == batch_pairs]
+        if not whole:
+            raise TrainingError(f"the queries do not fill a batch of {batch_pairs} without repeating one or a product")
+        return whole
+
+    def _pair(self, row: int) -> Pair:
+        query, product = self.queries[row]
+        return Product(f"query {row}", query), self.products[product]
+
+
+def pairs_from_queries(products: Sequence[Product], queries: Iterable[tuple[str, str]]) -> QueryPairs:
+    """(query, product id) rows; those of products that are not in `products` are left out."""
+    positions = {product.id: i for i, product in enumerate(products)}
+    known = tuple((query, positions[name]) for query, name in queries if name in positions)
+    if not known:
+        raise TrainingError("no row of the queries file has its product in the catalogue")
+    return QueryPairs(products, known)
+
+
 def read_products(catalog: Path) -> tuple[list[Product], list[str]]:
     """The products that can be trained on, and why each other row cannot: it lacks or has an unreadable image or title.
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from uniecs.config import MODELS, FusionKind, ModelConfig, StrictConfig
 from uniecs.errors import ConfigError
-from uniecs.trainer.losses import NAMES, LossName
+from uniecs.trainer.losses import NAMES, QUERY_NAMES, LossName
 
 PATH_KEYS = {
-    "data": ("catalog", "pairs", "pair_files"),
+    "data": ("catalog", "pairs", "queries", "pair_files"),
     "validation": ("catalog", "pairs"),
-    "init": ("text_weights", "image_weights", "tokenizer"),
+    "init": ("text_weights", "image_weights", "tokenizer", "checkpoint"),
 }
 
 
@@ -32,24 +32,25 @@ def _positive(**values: float) -> None:
 class DataSettings(StrictConfig):
     """Where the products are and which of them are similar.
 
-    Either a `catalog`, held in memory, with `pairs` (a CSV of trigger_id,recall_id) or `group_columns` (the products
-    that share every one of them are similar); or `pair_files`, a pattern of Parquet files in the layout that `uniecs
-    pairs` writes, of which about 2 * `shuffle_pairs` rows are held. `~` is expanded; a relative path is relative to
-    the configuration file.
+    Either a `catalog`, held in memory, with one of `pairs` (a CSV of trigger_id,recall_id), `group_columns` (the
+    products that share every one of them are similar) and `queries` (query,product_id: two towers); or `pair_files`, a
+    pattern of Parquet files in the layout that `uniecs pairs` writes, of which about 2 * `shuffle_pairs` rows are held.
+    `~` is expanded; a relative path is relative to the configuration file.
     """
 
     catalog: str | None = None
     pairs: str | None = None
     group_columns: tuple[str, ...] = ()
+    queries: str | None = None
     pair_files: str | None = None
     shuffle_pairs: int = 8192
 
     def __post_init__(self) -> None:
         _positive(shuffle_pairs=self.shuffle_pairs)
-        keys = ("catalog", "pairs", "group_columns", "pair_files")
+        keys = ("catalog", "pairs", "group_columns", "queries", "pair_files")
         given = [key for key in keys if getattr(self, key)]
-        if given not in (["catalog", "pairs"], ["catalog", "group_columns"], ["pair_files"]):
-            raise ConfigError("data needs a catalog with either pairs or group_columns, or else pair_files")
+        if given not in (["catalog", "pairs"], ["catalog", "group_columns"], ["catalog", "queries"], ["pair_files"]):
+            raise ConfigError("data needs a catalog with one of pairs, group_columns and queries, or else pair_files")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ValidationSettings(StrictConfig):
 
 @dataclass(frozen=True)
 class InitSettings(StrictConfig):
-    """Pre-trained weights and the tokenizer.
+    """Pre-trained weights and the tokenizer, or all of a `checkpoint` (or a run) of the same network.
 
     `text_weights` and `image_weights` are checkpoint folders in transformers' layout, or "package:NAME/FOLDER" for a
     folder inside an installed Python package. The tokenizer.json is read from `tokenizer`, else `text_weights`.
@@ -75,6 +76,11 @@ class InitSettings(StrictConfig):
     text_weights: str | None = None
     image_weights: str | None = None
     tokenizer: str | None = None
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint and (self.text_weights or self.image_weights or self.tokenizer):
+            raise ConfigError("init.checkpoint brings all weights and the tokenizer; name nothing beside it")
 
 
 @dataclass(frozen=True)
@@ -101,12 +107,13 @@ class AugmentSettings(StrictConfig):
 class OptimizerSettings(StrictConfig):
     """AdamW with linear warm-up and cosine decay to zero.
 
-    `batch_pairs` is N of the losses; `losses` are the components of eq. 7 that are summed. The learning rate of
-    pre-trained text weights is `learning_rate` * `text_lr_scale`; `freeze_word_embeddings` leaves BERT's embedding
-    tables as they are. `beta` and `grad_at` are those of eq. 19. `precision` "auto" is bf16 autocast where the CPU or
-    GPU has its instructions, else fp16 with a loss scaler on a GPU and fp32 on a CPU. Memory: `micro_products` products
-    are embedded at a time on each rank (gradient caching: the same gradient, at one more forward pass);
-    `activation_checkpointing` recomputes the backbones' activations. The last `keep_checkpoints` checkpoints are kept.
+    `batch_pairs` is N of the losses; `losses` are the components of eq. 7 that are summed, or those of queries. The
+    learning rate of pre-trained text weights is `learning_rate` * `text_lr_scale`; `freeze_word_embeddings` leaves
+    BERT's embedding tables as they are, `freeze_encoders` all but the fusion. `beta` and `grad_at` are those of eq. 19.
+    `precision` "auto" is bf16 autocast where the CPU or GPU has its instructions, else fp16 with a loss scaler on a GPU
+    and fp32 on a CPU. Memory: `micro_products` products are embedded at a time on each rank (gradient caching: the same
+    gradient, at one more forward pass); `activation_checkpointing` recomputes the backbones' activations. The last
+    `keep_checkpoints` checkpoints are kept.
     """
 
     steps: int
@@ -117,6 +124,7 @@ class OptimizerSettings(StrictConfig):
     warmup_steps: int = 100
     clip_norm: float = 1.0
     freeze_word_embeddings: bool = False
+    freeze_encoders: bool = False
     losses: tuple[LossName, ...] = NAMES
     beta: float = 0.5
     grad_at: Literal["embeddings", "parameters"] = "embeddings"
@@ -139,6 +147,8 @@ class OptimizerSettings(StrictConfig):
             raise ConfigError(f"batch_pairs is {self.batch_pairs}; expected at least 2")
         if not self.losses or len(set(self.losses)) < len(self.losses):
             raise ConfigError(f"losses is {list(self.losses)}; expected at least one, none of them twice")
+        if len({name in QUERY_NAMES for name in self.losses}) > 1:
+            raise ConfigError(f"losses is {list(self.losses)}; those of queries do not mix with those of pairs")
         if not 0 <= self.beta <= 1:
             raise ConfigError(f"beta is {self.beta}; expected 0 to 1")
 
@@ -159,6 +169,10 @@ class TrainConfig(StrictConfig):
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     validation: ValidationSettings | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.data.queries is not None) != (self.optimizer.losses[0] in QUERY_NAMES):
+            raise ConfigError(f"the losses {', '.join(QUERY_NAMES)} go with data.queries, and no others do")
 
     @property
     def model_config(self) -> ModelConfig:
@@ -182,20 +196,29 @@ class TrainConfig(StrictConfig):
 
 def load_train_config(path: Path) -> TrainConfig:
     """Read a TOML file; relative paths in it become relative to its folder. Raises `ConfigError`."""
+    return train_config(read_toml(path), path.parent)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The document of a TOML file; raises `ConfigError`."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    _resolve_paths(document, ("output",), path.parent)
+
+
+def train_config(document: dict[str, Any], folder: Path) -> TrainConfig:
+    """The configuration of a document that was read from a file in `folder`, whose paths it makes absolute."""
+    resolve_paths(document, ("output",), folder)
     for table, keys in PATH_KEYS.items():
         if isinstance(document.get(table), dict):
-            _resolve_paths(document[table], keys, path.parent)
+            resolve_paths(document[table], keys, folder)
     return TrainConfig.from_dict(document)
 
 
-def _resolve_paths(table: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
+def resolve_paths(table: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
     """Make the relative paths of a table relative to the configuration file's folder, in place."""
     for key in keys:
         value = table.get(key)

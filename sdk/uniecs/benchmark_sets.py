@@ -7,10 +7,10 @@ downloaded: what is missing is a `CatalogError` that says where it comes from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,11 @@ from uniecs.catalog import Product, read_catalog, read_records
 from uniecs.errors import CatalogError
 from uniecs.evaluation import PairEncoder, check_view, embed_all
 
+if TYPE_CHECKING:
+    from uniecs.preprocess import ImageSource
+
 KS = (1, 5, 10, 50)
+QUERY_COLUMNS = ("query", "product_id")
 PAIR_COLUMNS = ("trigger_text", "trigger_image", "recall_text", "recall_image")
 FASHIONIQ_CATEGORIES = ("dress", "shirt", "toptee")
 FASHION200K_CATEGORIES = ("dress", "jacket", "pants", "skirt", "top")
@@ -30,10 +34,10 @@ FASHION200K_SOURCE = "https://github.com/xthan/fashion-200k"
 
 @dataclass(frozen=True)
 class Item:
-    """What is embedded: a text, an image (a path), or both."""
+    """What is embedded: a text, an image, or both."""
 
     text: str | None = None
-    image: str | None = None
+    image: ImageSource | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,44 @@ def _labels(root: Path, category: str, split: str) -> list[tuple[str, str]]:
             raise CatalogError(f"{path} line {number} is {line[:80]!r}; expected path, score and description")
         rows.append((cells[0], cells[2].strip()))
     return rows
+
+
+def read_queries(path: str | Path) -> list[tuple[str, str]]:
+    """(query, product id) rows of a .csv, .jsonl or .parquet file with the columns query and product_id.
+
+    Raises `CatalogError` naming a row without one of them, and for a file without rows.
+    """
+    queries = []
+    for row, record in enumerate(read_records(Path(path), QUERY_COLUMNS)):
+        if not isinstance(record, dict) or not all(str(record.get(each) or "").strip() for each in QUERY_COLUMNS):
+            raise CatalogError(f"row {row} of {path} is {record!r:.80}; expected {' and '.join(QUERY_COLUMNS)}")
+        queries.append((str(record["query"]), str(record["product_id"])))
+    if not queries:
+        raise CatalogError(f"{path} has no rows; expected the columns {', '.join(QUERY_COLUMNS)}")
+    return queries
+
+
+def query_tasks(products: Mapping[str, Product], queries: Iterable[tuple[str, str]]) -> list[RetrievalTask]:
+    """Words to the products that answer them, by their title, their image and both: t>t, t>v, t>vt.
+
+    The candidates are all `products` with a title and an image; a query's answers are all products that its rows name.
+    Raises `CatalogError` for a product that is not among them.
+    """
+    whole = {name: each for name, each in products.items() if each.title is not None and each.image is not None}
+    place = {name: i for i, name in enumerate(whole)}
+    answers: dict[str, set[int]] = {}
+    for query, name in queries:
+        if name not in place:
+            raise CatalogError(f"query {query!r} names product {name!r}, which is not there with a title and an image")
+        answers.setdefault(query, set()).add(place[name])
+    words = tuple(Item(text=query) for query in answers)
+    sides = {
+        "t>t": tuple(Item(text=each.title) for each in whole.values()),
+        "t>v": tuple(Item(image=each.image) for each in whole.values()),
+        "t>vt": tuple(Item(each.title, each.image) for each in whole.values()),
+    }
+    right = tuple(map(frozenset, answers.values()))
+    return [RetrievalTask(name, words, candidates, right) for name, candidates in sides.items()]
 
 
 def evaluate_tasks(encoder: PairEncoder, tasks: Sequence[RetrievalTask]) -> dict[str, dict[str, float]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniecs import __version__
-from uniecs.errors import CatalogError, MissingExtraError, ParityError, UniecsError
+from uniecs.errors import BackendError, CatalogError, MissingExtraError, ParityError, UniecsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 SHOWN_REJECTIONS = 20
+ENCODER = "packaged name, or folder of a bundle, checkpoint, run, CLIP, BLIP or sentence-transformers model"
 _EMBED_CHUNK = 256
 _NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?")
 
@@ -112,17 +113,21 @@ def _add_search_commands(commands: Any, as_json: argparse.ArgumentParser, where:
 
 
 def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: argparse.ArgumentParser) -> None:
-    """train, pairs, eval, export, verify."""
+    """train, sweep, pairs, eval, export, verify."""
     train = _add(commands, "train", _train, "train a model")
     train.add_argument("--config", type=Path, required=True, help="TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+
+    sweep = _add(commands, "sweep", _sweep, "train the variants of a sweep that have no result yet, and compare them")
+    sweep.add_argument("config", type=Path, help="TOML file")
+    sweep.add_argument("--report", type=Path, help="Markdown file to write the table to")
 
     pairs = _add(commands, "pairs", _pairs, "pairs of similar products from an interaction log", as_json)
     pairs.add_argument("log", type=Path, help=".csv, .jsonl or .parquet with the columns user, item, time")
     pairs.add_argument("--catalog", type=Path, required=True, help="the products that the log names")
     pairs.add_argument("--out", type=Path, required=True, help="the folder to create")
     for side in ("image", "text"):
-        pairs.add_argument(f"--{side}-encoder", default="mini", help="packaged name, bundle or checkpoint (mini)")
+        pairs.add_argument(f"--{side}-encoder", default="mini", help=f"{ENCODER} (mini)")
         pairs.add_argument(f"--min-{side}-similarity", type=float, default=0.75, help="cosine (0.75)")
     pairs.add_argument("--session-minutes", type=float, default=30.0, help="a longer pause ends a session (30)")
     for name in ("val", "test"):
@@ -130,9 +135,10 @@ def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: 
     pairs.add_argument("--seed", type=int, default=0, help="of the split (0)")
 
     evaluate = _add(commands, "eval", _eval, "nine retrieval tasks and the plain baselines", as_json, where)
-    evaluate.add_argument("model", help="packaged name or bundle folder")
-    evaluate.add_argument("--catalog", type=Path, help="with --pairs: your own products")
+    evaluate.add_argument("model", help=ENCODER)
+    evaluate.add_argument("--catalog", type=Path, help="with --pairs or --queries: your own products")
     evaluate.add_argument("--pairs", type=Path, help="CSV with the header trigger_id,recall_id")
+    evaluate.add_argument("--queries", type=Path, help="query,product_id rows: words to products, in place of --pairs")
     evaluate.add_argument("--benchmark", choices=("pairs", "fashioniq", "fashion200k"), help="with --data, instead")
     evaluate.add_argument("--data", type=Path, help="the benchmark's folder, or for pairs its file")
     evaluate.add_argument("--split", help="of fashioniq (val) or fashion200k (test)")
@@ -339,6 +345,18 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    with _needs("sweep", "train"):
+        from uniecs.trainer.sweep import load_sweep, markdown_report, run_sweep
+
+        sweep = load_sweep(args.config)
+        report = markdown_report(sweep, run_sweep(sweep))
+    if args.report:
+        args.report.write_text(report, encoding="utf-8")
+    print(report, end="")
+    return 0
+
+
 def _pairs(args: argparse.Namespace) -> int:
     from uniecs.evaluation import read_products
 
@@ -350,7 +368,7 @@ def _pairs(args: argparse.Namespace) -> int:
         mining.refuse_existing(args.out)
         clicks = mining.read_clicks(args.log)
         products, rejected = read_products(args.catalog)
-        image_encoder, text_encoder = _encoder_of(args.image_encoder), _encoder_of(args.text_encoder)
+        image_encoder, text_encoder = (_encoder_of("pairs", each) for each in (args.image_encoder, args.text_encoder))
         mined = mining.mine(clicks, products, image_encoder, text_encoder, settings)
         mining.write_pairs(args.out, mined, products)
     if args.json:
@@ -361,36 +379,56 @@ def _pairs(args: argparse.Namespace) -> int:
     return 0 if any(mined.splits.values()) else 1
 
 
-def _encoder_of(name_or_path: str) -> PairEncoder:
-    """The encoder of a bundle, or of a checkpoint or training run."""
-    folder = Path(name_or_path)
-    if (folder / "checkpoint.json").is_file() or (folder / "checkpoints").is_dir():
-        from uniecs.trainer.checkpoint import load_checkpoint
-        from uniecs.trainer.embedder import TorchEncoder
+def _encoder_of(
+    command: str, name_or_path: str, *, backend: str = "auto", device: str = "auto", precision: str = "auto"
+) -> PairEncoder:
+    """The encoder of a bundle, of a checkpoint or training run of ours, or of another model's folder.
 
-        checkpoint = load_checkpoint(folder)
-        return TorchEncoder(checkpoint.model, checkpoint.tokenizer_json)
+    backend, device and precision choose what runs a bundle; the others run in torch, and raise `BackendError` for
+    anything but "auto".
+    """
+    from uniecs.bundle import MANIFEST, packaged_names
     from uniecs.encoder import load
 
-    return load(name_or_path)
+    folder = Path(name_or_path)
+    ours = (folder / "checkpoint.json").is_file() or (folder / "checkpoints").is_dir()
+    foreign = (folder / "modules.json").is_file() or (folder / "config.json").is_file()
+    if name_or_path in packaged_names() or (folder / MANIFEST).is_file() or not (ours or foreign):
+        return load(name_or_path, device=device, backend=backend, precision=precision)
+    runtime = {"--backend": backend, "--device": device, "--precision": precision}
+    if given := " ".join(f"{option} {value}" for option, value in runtime.items() if value != "auto"):
+        raise BackendError(f"{given} is for bundles; {folder} is a checkpoint, which runs in torch on the CPU in fp32")
+    with _needs(command, "train"):
+        from uniecs.trainer.checkpoint import load_checkpoint
+        from uniecs.trainer.embedder import TorchEncoder
+        from uniecs.trainer.foreign import load_foreign
+
+        if not ours:
+            return load_foreign(folder)
+        checkpoint = load_checkpoint(folder)
+        return TorchEncoder(checkpoint.model, checkpoint.tokenizer_json)
+
+
+def _encoder_to_evaluate(args: argparse.Namespace) -> PairEncoder:
+    return _encoder_of("eval", args.model, backend=args.backend, device=args.device, precision=args.precision)
 
 
 def _eval(args: argparse.Namespace) -> int:
     from uniecs import evaluation
 
-    given = [name for name in ("catalog", "pairs", "benchmark", "data") if getattr(args, name) is not None]
-    if given not in (["catalog", "pairs"], ["benchmark", "data"]):
-        args.parser.error("give --catalog and --pairs, or --benchmark and --data")
+    given = [name for name in ("catalog", "pairs", "queries", "benchmark", "data") if getattr(args, name) is not None]
+    if given not in (["catalog", "pairs"], ["catalog", "queries"], ["benchmark", "data"]):
+        args.parser.error("give --catalog and --pairs or --queries, or --benchmark and --data")
     if args.split and args.benchmark not in ("fashioniq", "fashion200k"):
         args.parser.error("--split is of fashioniq and fashion200k")
-    if args.benchmark in ("fashioniq", "fashion200k"):
+    if args.queries or args.benchmark in ("fashioniq", "fashion200k"):
         return _eval_tasks(args)
     if args.benchmark == "pairs":
         from uniecs.benchmark_sets import read_pair_set
 
-        report = evaluation.evaluate_products(_load(args), *read_pair_set(args.data))
+        report = evaluation.evaluate_products(_encoder_to_evaluate(args), *read_pair_set(args.data))
     else:
-        report = evaluation.evaluate(_load(args), args.catalog, args.pairs)
+        report = evaluation.evaluate(_encoder_to_evaluate(args), args.catalog, args.pairs)
     if args.json:
         _print_json(report)
     else:
@@ -400,16 +438,21 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _eval_tasks(args: argparse.Namespace) -> int:
     from uniecs import benchmark_sets as sets
+    from uniecs.evaluation import read_products
 
-    reader = sets.read_fashioniq if args.benchmark == "fashioniq" else sets.read_fashion200k
-    tasks = reader(args.data, args.split) if args.split else reader(args.data)
-    encoder = _load(args)
+    if args.queries:
+        tasks = sets.query_tasks(read_products(args.catalog)[0], sets.read_queries(args.queries))
+    else:
+        reader = sets.read_fashioniq if args.benchmark == "fashioniq" else sets.read_fashion200k
+        tasks = reader(args.data, args.split) if args.split else reader(args.data)
+    name = args.benchmark or "queries"
+    encoder = _encoder_to_evaluate(args)
     figures = sets.evaluate_tasks(encoder, tasks)
     engine = {"model_id": encoder.model_id, "backend": encoder.backend, "precision": encoder.precision}
     if args.json:
-        _print_json({"benchmark": args.benchmark, **engine, "tasks": figures})
+        _print_json({"benchmark": name, **engine, "tasks": figures})
     else:
-        print(sets.format_tasks(figures, f"{args.benchmark}: {encoder!r}"))
+        print(sets.format_tasks(figures, f"{name}: {encoder!r}"))
     return 0
 
 

@@ -216,6 +216,14 @@ MODELS: Mapping[str, ModelConfig] = {
         text=TextEncoderConfig(hidden=384, layers=3, heads=12, intermediate=1536, max_positions=64),
         fusion=FusionConfig(mlp_ratio=2),
     ),
+    "small": ModelConfig(
+        name="small",
+        preprocessing=Preprocessing(height_px=80, width_px=60, max_tokens=48),
+        embed_dim=128,
+        image=ImageEncoderConfig(patch_px=10, hidden=96, layers=3, heads=3, intermediate=384),
+        text=TextEncoderConfig(hidden=384, layers=1, heads=12, intermediate=1536, max_positions=48),
+        fusion=FusionConfig(mlp_ratio=2),
+    ),
     "tiny": ModelConfig(
         name="tiny",
         preprocessing=Preprocessing(height_px=32, width_px=24, max_tokens=16),

@@ -1,0 +1,162 @@
+"""A sweep: variants of a base configuration, results kept by configuration, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("transformers", reason="training needs transformers")
+pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
+pytest.importorskip("sklearn", reason="the TF-IDF baseline needs scikit-learn")
+
+from uniecs.cli import main  # noqa: E402
+from uniecs.errors import ConfigError  # noqa: E402
+from uniecs.trainer import sweep as sweeps  # noqa: E402
+from uniecs.trainer.distributed import World  # noqa: E402
+from uniecs.trainer.loop import Run  # noqa: E402
+from uniecs.trainer.sweep import finished, load_sweep, markdown_report, merged, run_key, run_sweep  # noqa: E402
+
+COLOURS = ("red", "blue", "black", "green")
+
+
+@pytest.fixture
+def path(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """16 drawn products in 8 groups, pairs of them, and a sweep of two variants and two seeds."""
+    rows, pairs = [], ["trigger_id,recall_id"]
+    for colour in COLOURS:
+        Image.new("RGB", (24, 32), colour).save(tmp_path / f"{colour}.png")
+        for kind in ("shirt", "bag"):
+            names = [f"{colour}-{kind}-{variant}" for variant in ("cotton", "leather")]
+            pairs.append(",".join(names))
+            rows += [
+                {"id": name, "title": name.replace("-", " "), "image": f"{colour}.png", "colour": colour, "kind": kind}
+                for name in names
+            ]
+    (tmp_path / "products.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "pairs.csv").write_text("\n".join(pairs))
+    file = tmp_path / "some.toml"
+    file.write_text(
+        f'''
+        runs = "runs"
+        results = "results"
+        seeds = [0, 1]
+        [base]
+        model = "tiny"
+        [base.data]
+        catalog = "products.jsonl"
+        group_columns = ["colour", "kind"]
+        [base.validation]
+        catalog = "products.jsonl"
+        pairs = "pairs.csv"
+        every = 1000
+        [base.init]
+        tokenizer = "{tiny_checkpoint}"
+        [base.optimizer]
+        steps = 3
+        batch_pairs = 4
+        precision = "fp32"
+        [variants.whole]
+        [variants."no gate"]
+        fusion = "additive"
+        optimizer = {{ losses = ["v2t", "pml"], beta = 0.0 }}
+        '''
+    )
+    return file
+
+
+def test_variants_change_only_what_they_name(path: Path) -> None:
+    sweep = load_sweep(path)
+    whole, changed = sweep.variants["whole"], sweep.variants["no gate"]
+    assert (whole.fusion, changed.fusion) == ("gated", "additive")
+    assert changed.optimizer.losses == ("v2t", "pml")
+    assert (whole.optimizer.beta, changed.optimizer.beta) == (0.5, 0.0)
+    assert changed.optimizer.steps == 3
+    assert changed.data == whole.data
+    assert whole.data.catalog == str(path.parent / "products.jsonl")
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, "x") == {"a": {"b": 3, "c": 2}}
+
+
+def test_a_key_stands_for_the_configuration_alone(path: Path, tmp_path: Path) -> None:
+    one = load_sweep(path)
+    moved = tmp_path / "elsewhere" / "some.toml"
+    moved.parent.mkdir()
+    moved.write_text(path.read_text())
+    two = load_sweep(moved)
+    assert run_key(one.run_of("whole", 0)) == run_key(two.run_of("whole", 0))
+    keys = {run_key(one.run_of(variant, seed)) for variant in one.variants for seed in one.seeds}
+    assert len(keys) == 4
+
+
+def test_finished_runs_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = load_sweep(path)
+    results = run_sweep(sweep)
+    assert [(each["variant"], each["seed"]) for each in results] == [
+        ("whole", 0), ("whole", 1), ("no gate", 0), ("no gate", 1)
+    ]  # fmt: skip
+    assert results[0]["config"]["seed"] == 0
+    assert results[0]["parameters"] > results[2]["parameters"]
+    assert all(0 <= each["tasks"]["v>vt"]["10"] <= 1 for each in results)
+    lost = sweep.results / f"{results[3]['key']}.json"
+    lost.unlink()
+    assert len(finished(sweep)) == 3
+
+    def only_the_lost(config: object, **_: object) -> Path:
+        assert run_key(config) == results[3]["key"]  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "train", only_the_lost)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep)
+    assert not lost.exists()
+
+
+def test_an_interrupted_run_goes_on(path: Path) -> None:
+    sweep = load_sweep(path)
+    config = sweep.run_of("whole", 0)
+    run = Run(config, World(0, 1, torch.device("cpu")), None)
+    for _, batch in zip(range(2), run.batches(), strict=False):
+        run.train_step(batch)
+    run.save(Path(config.output))
+    results = run_sweep(sweep)
+    again = load_sweep(path)
+    assert (Path(config.output) / "checkpoints" / "00000003").is_dir()
+    assert results == finished(again)
+
+
+def test_the_report_is_the_mean_over_the_seeds(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.md"
+    assert main(["sweep", str(path), "--report", str(out)]) == 0
+    report = out.read_text()
+    assert capsys.readouterr().out == report
+    sweep = load_sweep(path)
+    runs = [each for each in finished(sweep) if each["variant"] == "no gate"]
+    mean = sum(each["tasks"]["t>t"]["10"] for each in runs) / 2
+    (row,) = [line for line in report.splitlines() if line.startswith("| no gate | 2 |")]
+    assert row.split(" | ")[2] == f"{mean:.3f}"
+    assert "| tfidf |" in report
+    assert markdown_report(sweep, runs).count("| no gate |") == 1
+    assert "| whole |" not in markdown_report(sweep, runs)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("[base]", "[basis]", "unknown key 'basis'"),
+        ("[variants.", "[others.", "needs a table `base`"),
+        ("seeds = [0, 1]", "seeds = []", "no seeds"),
+        ("seeds = [0, 1]", "speed = 1", "unknown key 'speed'"),
+        ('fusion = "additive"', 'fusion = "none"', "expected one of"),
+        ("[variants.whole]", "[variants]\nwhole = 3", "expected a table"),
+        ("[base.validation]", "[base.other]", "unknown key 'other'"),
+    ],
+)
+def test_faulty_files_are_refused(path: Path, old: str, new: str, match: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=match):
+        load_sweep(path)

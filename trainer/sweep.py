@@ -1,0 +1,192 @@
+"""Many runs from one file: ablations and trained baselines, each kept by its configuration (`uniecs sweep`).
+
+A sweep is a base training configuration, named variants of it, and seeds. A run that is finished is a JSON file named
+by the hash of its configuration; one that was interrupted goes on from its checkpoint. Both may move between machines.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from uniecs.config import StrictConfig
+from uniecs.errors import ConfigError
+from uniecs.evaluation import TASKS, baselines, evaluate_pairs, read_pairs, read_products
+from uniecs.trainer.checkpoint import kept_checkpoints, load_checkpoint
+from uniecs.trainer.embedder import TorchEncoder
+from uniecs.trainer.loop import pair_stream, train
+from uniecs.trainer.pairs import PairStream
+from uniecs.trainer.settings import (
+    DataSettings,
+    TrainConfig,
+    ValidationSettings,
+    read_toml,
+    resolve_paths,
+    train_config,
+)
+
+
+@dataclass(frozen=True)
+class SweepFile(StrictConfig):
+    """The keys of a sweep's TOML file beside `base` and `variants`: where runs and results go, and the seeds."""
+
+    runs: str
+    results: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs to make: variants by name, each a whole configuration, to be run with every seed."""
+
+    name: str
+    runs: Path
+    results: Path
+    seeds: tuple[int, ...]
+    variants: Mapping[str, TrainConfig]
+
+    def run_of(self, variant: str, seed: int) -> TrainConfig:
+        """The configuration of one run, its output in a folder named by its key."""
+        config = replace(self.variants[variant], seed=seed)
+        return replace(config, output=str(self.runs / run_key(config)))
+
+
+def run_key(config: TrainConfig) -> str:
+    """16 hexadecimal digits that stand for a configuration; files count by name, wherever they lie."""
+    described = json.dumps(config.described(), sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Read a sweep's TOML file; relative paths become relative to its folder. Raises `ConfigError`."""
+    document = read_toml(path)
+    base, variants = document.pop("base", None), document.pop("variants", None)
+    if not isinstance(base, dict) or not isinstance(variants, dict) or not variants:
+        raise ConfigError(f"{path} needs a table `base`, a training configuration, and at least one in `variants`")
+    resolve_paths(document, ("runs", "results"), path.parent)
+    keys = SweepFile.from_dict(document)
+    if not keys.seeds:
+        raise ConfigError(f"{path} has no seeds")
+    configs = {}
+    for name, changes in variants.items():
+        config = train_config(merged({"output": "", **base}, changes, name), path.parent)
+        if config.validation is None:
+            raise ConfigError(f"{path}: base needs a validation table, on whose pairs the runs are compared")
+        configs[name] = config
+    return Sweep(path.stem, Path(keys.runs), Path(keys.results), keys.seeds, configs)
+
+
+def merged(base: Mapping[str, Any], changes: object, where: str) -> dict[str, Any]:
+    """`base` with the values of `changes`, table by table."""
+    if not isinstance(changes, Mapping):
+        raise ConfigError(f"variant {where} is {changes!r}; expected a table of keys")
+    result = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        result[key] = merged(result[key], value, f"{where}.{key}") if isinstance(result.get(key), dict) else value
+    return result
+
+
+def run_sweep(sweep: Sweep) -> list[dict[str, Any]]:
+    """Make the runs that have no result yet, seed after seed; returns the results of all.
+
+    A result: variant, seed, key, config, parameters, tasks {"t>v": {"1": share, ...}, ...}. Raises what `train` raises.
+    """
+    sweep.results.mkdir(parents=True, exist_ok=True)
+    jobs = [(variant, seed) for seed in sweep.seeds for variant in sweep.variants]
+    streams: dict[DataSettings, PairStream] = {}
+    for variant, seed in tqdm(jobs, unit="run", desc=sweep.name):
+        config = sweep.run_of(variant, seed)
+        path = sweep.results / f"{run_key(config)}.json"
+        if path.is_file():
+            continue
+        if config.data not in streams:
+            streams[config.data] = pair_stream(config.data, tells=True)
+        tqdm.write(f"{variant}, seed {seed}: {config.output}", file=sys.stderr)
+        interrupted = bool(kept_checkpoints(Path(config.output)))
+        folder = train(config, resume=interrupted, pairs=streams[config.data])
+        _write(path, _result(variant, config, folder))
+    return finished(sweep)
+
+
+def finished(sweep: Sweep) -> list[dict[str, Any]]:
+    """The results of the sweep's runs that are there, in the order of its variants and seeds."""
+    results = []
+    for variant in sweep.variants:
+        for seed in sweep.seeds:
+            path = sweep.results / f"{run_key(sweep.run_of(variant, seed))}.json"
+            if path.is_file():
+                results.append({**json.loads(path.read_text(encoding="utf-8")), "variant": variant})
+    return results
+
+
+def _result(variant: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(folder)
+    encoder = TorchEncoder(checkpoint.model, checkpoint.tokenizer_json)
+    tasks = evaluate_pairs(encoder, *_held_out(config.validation))
+    return {
+        "variant": variant,
+        "seed": config.seed,
+        "key": run_key(config),
+        "parameters": sum(each.numel() for each in checkpoint.model.parameters()),
+        "tasks": {task: {str(k): round(value, 5) for k, value in recalls.items()} for task, recalls in tasks.items()},
+        "config": config.described(),
+        "torch": checkpoint.provenance["torch"],
+        "precision": checkpoint.provenance["precision"],
+    }
+
+
+def _held_out(validation: ValidationSettings | None) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    if validation is None:
+        raise ConfigError("a sweep's runs need a validation table")
+    return read_products(validation.catalog)[0], read_pairs(validation.pairs)
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".unfinished")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def mean_recall(result: Mapping[str, Any], tasks: Sequence[str], k: int = 10) -> float:
+    """The mean of Recall@k over `tasks`."""
+    return float(np.mean([result["tasks"][task][str(k)] for task in tasks]))
+
+
+def markdown_report(sweep: Sweep, results: Sequence[Mapping[str, Any]]) -> str:
+    """R@10 of the nine tasks for each variant, the mean over its seeds; and the baselines that need no training."""
+    first = next(iter(sweep.variants.values()))
+    lines = [
+        f"# {sweep.name}",
+        "",
+        f"Recall@10 on held-out pairs. `{first.model}`, {first.optimizer.steps} steps of {first.optimizer.batch_pairs} "
+        "pairs; a figure is the mean over the seeds, the last column has the least and the greatest too. Written by",
+        f"`uniecs sweep trainer/configs/{sweep.name}.toml`; the runs and their configurations are in",
+        f"`{sweep.results.parent.name}/{sweep.results.name}`.",
+        "",
+        "| | seeds | " + " | ".join(TASKS) + " | mean of nine |",
+        "|---|" + "---|" * (len(TASKS) + 2),
+    ]
+    for variant in sweep.variants:
+        runs = [each for each in results if each["variant"] == variant]
+        if runs:
+            lines.append(f"| {variant} | {len(runs)} | " + " | ".join(_cells(runs)) + " |")
+    for name, tasks in baselines(*_held_out(first.validation)).items():
+        cells = [f"{tasks[task][10]:.3f}" if task in tasks else "" for task in TASKS]
+        lines.append(f"| {name} | | " + " | ".join(cells) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """R@10 of each task over the runs of one variant, and the mean of the nine with its range."""
+    means = [mean_recall(run, list(TASKS)) for run in runs]
+    cells = [f"{np.mean([mean_recall(run, [task]) for run in runs]):.3f}" for task in TASKS]
+    return [*cells, f"{np.mean(means):.3f} ({min(means):.3f} to {max(means):.3f})"]
