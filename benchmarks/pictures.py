@@ -3,11 +3,13 @@
     python benchmarks/pictures.py tsne MODEL --catalog FILE --out tsne.png
     python benchmarks/pictures.py queries MODEL --catalog FILE --out queries.png
     python benchmarks/pictures.py curves RUN --out curves.png
+    python benchmarks/pictures.py sweep FILE.toml --out sweep.png
 
 `tsne` is Figure 5 of the UniECS paper: one map of the image, text and multimodal embeddings of the same products.
 `queries` is its Figure 4: products searched by title, by photo and by both, with the best five others. `curves` shows
-the losses, their weights and the validation recall of a run, resumed or not. MODEL is a packaged name or a bundle
-folder, RUN the output folder of `uniecs train`. Needs `uniecs[bench]`; nothing is shown on a display.
+the losses, their weights and the validation recall of a run, resumed or not. `sweep` is Table 4 and Figure 6 as points:
+the variants of a sweep, a point for each seed. MODEL is a packaged name or a bundle folder, RUN the output folder of
+`uniecs train`, FILE what `uniecs sweep` takes. Needs `uniecs[bench]`; nothing is shown on a display.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from threadpoolctl import threadpool_limits
 
 import uniecs
 from uniecs.contact_sheet import Sheet, SheetHit, SheetRow, write_png
-from uniecs.evaluation import PairEncoder, embed_all, read_products
+from uniecs.evaluation import TASKS, PairEncoder, embed_all, read_products
 
 Floats = npt.NDArray[np.floating[Any]]
 Points = list[tuple[int, float]]
@@ -48,6 +50,13 @@ MARKERS: Mapping[str, Mapping[str, Any]] = {
 """Modality -> its marker; the rings of the last hide no point that lies at the same place."""
 CURVES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 
+PANELS: Mapping[str, Sequence[str]] = {
+    "mean of nine": tuple(TASKS),
+    "text to text": ("t>t",),
+    "text to image": ("t>v",),
+    "image to image": ("v>v",),
+    "both to both": ("vt>vt",),
+}
 NEIGHBOURS, PERPLEXITY, MIN_PRODUCTS = 10, 30, 20
 KINDS: Mapping[str, str] = {"text": "title", "image": "photo", "image + text": "photo and title"}
 TOP = 5
@@ -67,20 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The three pictures as subcommands."""
+    """The pictures as subcommands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="PICTURE", required=True)
     drawings: tuple[tuple[str, Callable[[argparse.Namespace], None], str], ...] = (
         ("tsne", _tsne, "image, text and multimodal embeddings of the same products on one map"),
         ("queries", _queries, "products searched by title, photo and both, with the best five others"),
         ("curves", _curves, "losses, their weights and validation recall of a run"),
+        ("sweep", _sweep, "the variants of a sweep, a point for each seed"),
     )
     for name, draw, about in drawings:
         command = commands.add_parser(name, help=about, description=about)
         command.set_defaults(draw=draw)
         command.add_argument("--out", type=_png, required=True, help="the .png to write")
-        if name == "curves":
-            command.add_argument("run", type=Path, help="output folder of uniecs train")
+        if name in ("curves", "sweep"):
+            command.add_argument("source", type=Path, help="output folder of uniecs train, or the sweep's TOML file")
             continue
         command.add_argument("model", help="packaged name or bundle folder")
         command.add_argument("--catalog", type=Path, required=True, help=".csv, .jsonl or .parquet")
@@ -260,7 +270,7 @@ class RunScalars:
 
 
 def _curves(options: argparse.Namespace) -> None:
-    save(draw_curves(read_scalars(options.run), options.run.resolve().name), options.out)
+    save(draw_curves(read_scalars(options.source), options.source.resolve().name), options.out)
 
 
 def read_scalars(run: Path) -> RunScalars:
@@ -359,6 +369,39 @@ def _dress(axes: Axes, resumed: Sequence[int]) -> None:
     axes.grid(axis="y", color=FAINT, lw=0.5, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=MUTED)
+
+
+# --- sweep --------------------------------------------------------------------------------------------------------
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from uniecs.trainer.sweep import finished, load_sweep
+
+    sweep = load_sweep(options.source)
+    results = finished(sweep)
+    if not results:
+        raise uniecs.InputError(f"{sweep.results} has no finished run of {options.source}; run uniecs sweep first")
+    save(draw_sweep(results), options.out)
+
+
+def draw_sweep(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """R@10 of some tasks and the mean of the nine by variant: a ring for each seed, a bar at their mean."""
+    variants = list(dict.fromkeys(each["variant"] for each in results))[::-1]
+    figure = Figure(figsize=(11, 1.2 + 0.34 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for axes, (title, tasks) in zip(panels, PANELS.items(), strict=True):
+        for row, variant in enumerate(variants):
+            runs = [each for each in results if each["variant"] == variant]
+            values = [float(np.mean([run["tasks"][task]["10"] for task in tasks])) for run in runs]
+            axes.scatter(values, [row] * len(values), facecolor="none", edgecolor=BLUE, s=26, linewidth=0.9)
+            axes.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=VERMILION, lw=2)
+        axes.grid(axis="both", color=FAINT, lw=0.5, alpha=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=MUTED)
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+    panels[0].set_yticks(range(len(variants)), variants, color=INK)
+    figure.supxlabel("Recall@10; a ring for each seed, a bar at their mean", fontsize=10, color=MUTED)
+    return figure
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -205,3 +205,22 @@ def test_an_error_is_one_line(
 def test_a_picture_is_a_png_in_a_folder_that_exists(out: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         pictures.main(["curves", str(tmp_path), "--out", str(tmp_path / out)])
+
+
+def test_a_sweep_has_a_row_for_each_variant_and_a_ring_for_each_seed(tmp_path: Path) -> None:
+    tasks = [task for panel in pictures.PANELS.values() for task in panel]
+    results = [
+        {"variant": variant, "seed": seed, "tasks": {task: {"10": base + seed / 10} for task in tasks}}
+        for variant, base in (("whole", 0.7), ("no gate", 0.2))
+        for seed in (0, 1, 2)
+    ]
+    figure = pictures.draw_sweep(results)
+    first = figure.axes[0]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["no gate", "whole"]
+    rings = np.concatenate([collection.get_offsets() for collection in first.collections])
+    np.testing.assert_allclose(sorted(rings.tolist()), [[0.2, 0], [0.3, 0], [0.4, 0], [0.7, 1], [0.8, 1], [0.9, 1]])
+    means = [line.get_xdata()[0] for line in first.lines]
+    np.testing.assert_allclose(means, [0.3, 0.8])
+    pictures.save(figure, tmp_path / "sweep.png")
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.width > 1000

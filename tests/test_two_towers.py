@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -182,3 +183,15 @@ def test_the_command_line_evaluates_queries(
     assert set(report["tasks"]) == {"t>t", "t>v", "t>vt"}
     with pytest.raises(SystemExit):
         main(["eval", str(tiny_checkpoint), "--catalog", str(catalog), "--queries", queries, "--pairs", queries])
+
+
+def test_queries_are_derived_from_attributes() -> None:
+    derive = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "attribute_queries.py"))["derive"]
+    products = [
+        Product(str(i), "t", b"", {"colour": colour, "kind": "Shirts"} if colour else {"kind": "Shirts"})
+        for i, colour in enumerate(("Red", "Blue", None))
+    ]
+    rows = derive(products, ["colour", "kind"], each=20, seed=0)
+    assert set(rows) == {("red shirts", "0"), ("shirts", "0"), ("blue shirts", "1"), ("shirts", "1")}
+    assert len(rows) == 4
+    assert rows == derive(products, ["colour", "kind"], each=20, seed=0)
