@@ -37,8 +37,8 @@ class LossGradients:
 def loss_gradients(outputs: Sequence[Tensor], names: Sequence[LossName] = NAMES) -> LossGradients:
     """`outputs` are v, t, f of the global batch, each (2N, D), side 1 before side 2; `names` the losses."""
     leaves = [each.detach().float().requires_grad_() for each in outputs]
-    sides = zip(*(leaf.chunk(2) for leaf in leaves), strict=True)
-    losses = all_losses(*(Representations(*side) for side in sides), names)
+    one, two = (Representations(*side) for side in zip(*(leaf.chunk(2) for leaf in leaves), strict=True))
+    losses = all_losses(one, two, names)
     gradients = [
         torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True) for loss in losses.values()
     ]
