@@ -272,6 +272,15 @@ def test_eval_prints_a_table_or_json(shop: Path, capsys: pytest.CaptureFixture[s
     assert set(report["baselines"]) == {"tfidf", "raw_pixels"}
     assert run(*argv) == 0
     assert "R@10" in capsys.readouterr().out
+    several = ("eval", "mini", "mini", *argv[2:])
+    assert run(*several, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == [report, report]
+    assert run(*several) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = f"| {report['model_id']} | {'/'.join(f'{share:.3f}' for share in report['tasks']['t>t'].values())} |"
+    assert [line.startswith(row) for line in lines].count(True) == 2
+    assert lines[-2].startswith("| tfidf | ")
+    assert lines[-1].count("|") == lines[-2].count("|") == 11
 
 
 def test_verify_fails_on_a_breach(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

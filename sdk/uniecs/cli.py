@@ -139,7 +139,7 @@ def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: 
     pairs.add_argument("--seed", type=int, default=0, help="of the split (0)")
 
     evaluate = _add(commands, "eval", _eval, "nine retrieval tasks and the plain baselines", as_json, where)
-    evaluate.add_argument("model", help=ENCODER)
+    evaluate.add_argument("models", nargs="+", metavar="model", help=f"{ENCODER}; several for one table of all")
     evaluate.add_argument("--catalog", type=Path, help="with --pairs or --queries: your own products")
     evaluate.add_argument("--pairs", type=Path, help="CSV with the header trigger_id,recall_id")
     evaluate.add_argument("--queries", type=Path, help="query,product_id rows: words to products, in place of --pairs")
@@ -422,8 +422,9 @@ def _encoder_of(
         return TorchEncoder(checkpoint.model, checkpoint.tokenizer_json)
 
 
-def _encoder_to_evaluate(args: argparse.Namespace) -> PairEncoder:
-    return _encoder_of("eval", args.model, backend=args.backend, device=args.device, precision=args.precision)
+def _encoders_to_evaluate(args: argparse.Namespace) -> Iterator[PairEncoder]:
+    for model in args.models:
+        yield _encoder_of("eval", model, backend=args.backend, device=args.device, precision=args.precision)
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -439,13 +440,14 @@ def _eval(args: argparse.Namespace) -> int:
     if args.benchmark == "pairs":
         from uniecs.benchmark_sets import read_pair_set
 
-        report = evaluation.evaluate_products(_encoder_to_evaluate(args), *read_pair_set(args.data))
+        products, pairs = read_pair_set(args.data)
     else:
-        report = evaluation.evaluate(_encoder_to_evaluate(args), args.catalog, args.pairs)
+        products, pairs = evaluation.read_products(args.catalog)[0], evaluation.read_pairs(args.pairs)
+    reports = [evaluation.evaluate_products(each, products, pairs) for each in _encoders_to_evaluate(args)]
     if args.json:
-        _print_json(report)
+        _print_json(reports if len(reports) > 1 else reports[0])
     else:
-        print(evaluation.format_table(report))
+        print(evaluation.format_comparison(reports) if len(reports) > 1 else evaluation.format_table(reports[0]))
     return 0
 
 
@@ -459,13 +461,15 @@ def _eval_tasks(args: argparse.Namespace) -> int:
         reader = sets.read_fashioniq if args.benchmark == "fashioniq" else sets.read_fashion200k
         tasks = reader(args.data, args.split) if args.split else reader(args.data)
     name = args.benchmark or "queries"
-    encoder = _encoder_to_evaluate(args)
-    figures = sets.evaluate_tasks(encoder, tasks)
-    engine = {"model_id": encoder.model_id, "backend": encoder.backend, "precision": encoder.precision}
+    reports = []
+    for encoder in _encoders_to_evaluate(args):
+        figures = sets.evaluate_tasks(encoder, tasks)
+        engine = {"model_id": encoder.model_id, "backend": encoder.backend, "precision": encoder.precision}
+        reports.append({"benchmark": name, **engine, "tasks": figures})
+        if not args.json:
+            print(sets.format_tasks(figures, f"{name}: {encoder!r}"))
     if args.json:
-        _print_json({"benchmark": name, **engine, "tasks": figures})
-    else:
-        print(sets.format_tasks(figures, f"{name}: {encoder!r}"))
+        _print_json(reports if len(reports) > 1 else reports[0])
     return 0
 
 

@@ -213,6 +213,21 @@ def format_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_comparison(reports: Sequence[Mapping[str, Any]]) -> str:
+    """`evaluate` reports of several models on the same pairs as a Markdown table: a row each, cells R@1/R@5/R@10."""
+    lines = [
+        f"{reports[0]['pairs']} pairs, {reports[0]['candidates']} candidates; R@1/R@5/R@10",
+        "",
+        "| | " + " | ".join(TASKS) + " |",
+        "|---|" + "---|" * len(TASKS),
+    ]
+    rows = [(report["model_id"], report["tasks"]) for report in reports] + list(reports[0]["baselines"].items())
+    for name, tasks in rows:
+        cells = ["/".join(f"{tasks[task][str(k)]:.3f}" for k in KS) if task in tasks else "" for task in TASKS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _sides(products: Mapping[str, Product], pairs: Pairs) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:
     """Query ids, distinct candidate ids and the column of each query's answer; every product is complete."""
     if not pairs:
