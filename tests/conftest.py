@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+COLOURS = ("red", "blue", "black", "green", "white", "grey")
 
 
 def tokenizer_json() -> bytes:
@@ -32,6 +37,29 @@ def tokenizer_json() -> bytes:
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return tokenizer.to_str().encode()
+
+
+@pytest.fixture(scope="session")
+def draw_catalog() -> Callable[[Path], list[dict[str, Any]]]:
+    """Draws `products.jsonl` into a folder, and returns its rows.
+
+    24 products: 6 colours x 2 kinds x 2 variants; colour and kind make a group of two. A photo is its colour.
+    """
+
+    def draw(folder: Path) -> list[dict[str, Any]]:
+        from PIL import Image
+
+        rows = []
+        for colour in COLOURS:
+            Image.new("RGB", (24, 32), colour).save(folder / f"{colour}.png")
+            for kind in ("shirt", "bag"):
+                for variant in ("cotton", "leather"):
+                    row = {"id": f"{colour}-{kind}-{variant}", "title": f"{colour} {variant} {kind}", "colour": colour}
+                    rows.append(row | {"kind": kind, "image": f"{colour}.png"})
+        (folder / "products.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return rows
+
+    return draw
 
 
 @pytest.fixture(scope="session")

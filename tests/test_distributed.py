@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,49 +17,46 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("transformers", reason="training needs transformers")
 pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
 
-from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from uniecs.errors import CheckpointError  # noqa: E402
 from uniecs.trainer.checkpoint import checkpoint_folder, kept_checkpoints, load_checkpoint  # noqa: E402
 
 HARNESS = Path(__file__).with_name("distributed_step.py")
-COLOURS = ("red", "blue", "black", "green", "white", "grey")
+Configure = Callable[[Path, str], Path]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def configuration(folder: Path, tokenizer: Path, optimizer: str) -> Path:
-    """24 drawn products in 12 groups and a configuration file that trains `tiny` on them."""
-    rows = []
-    for colour in COLOURS:
-        Image.new("RGB", (24, 32), colour).save(folder / f"{colour}.png")
-        for kind in ("shirt", "bag"):
-            for variant in ("cotton", "leather"):
-                row = {"id": f"{colour}-{kind}-{variant}", "title": f"{colour} {variant} {kind}", "colour": colour}
-                rows.append(row | {"kind": kind, "image": f"{colour}.png"})
-    (folder / "products.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    path = folder / "train.toml"
-    path.write_text(
-        f'''
-        model = "tiny"
-        output = "run"
-        [data]
-        catalog = "products.jsonl"
-        group_columns = ["colour", "kind"]
-        [init]
-        tokenizer = "{tokenizer}"
-        [augment]
-        token_dropout = 0.2
-        patch_dropout = 0.25
-        [optimizer]
-        precision = "fp32"
-        learning_rate = 1e-3
-        warmup_steps = 2
-        batch_pairs = 6
-        {optimizer}
-        '''
-    )
-    return path
+@pytest.fixture
+def configuration(tiny_checkpoint: Path, draw_catalog: Callable[[Path], object]) -> Configure:
+    """Writes a configuration file that trains `tiny` on the drawn catalogue, both into a folder."""
+
+    def configure(folder: Path, optimizer: str) -> Path:
+        draw_catalog(folder)
+        path = folder / "train.toml"
+        path.write_text(
+            f'''
+            model = "tiny"
+            output = "run"
+            [data]
+            catalog = "products.jsonl"
+            group_columns = ["colour", "kind"]
+            [init]
+            tokenizer = "{tiny_checkpoint}"
+            [augment]
+            token_dropout = 0.2
+            patch_dropout = 0.25
+            [optimizer]
+            precision = "fp32"
+            learning_rate = 1e-3
+            warmup_steps = 2
+            batch_pairs = 6
+            {optimizer}
+            '''
+        )
+        return path
+
+    return configure
 
 
 def harness(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -75,8 +72,8 @@ def harness(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     ["", "micro_products = 4", 'grad_at = "parameters"'],
     ids=["plain", "gradient caching", "magnitudes over the parameters"],
 )
-def test_two_ranks_equal_one_process(tmp_path: Path, tiny_checkpoint: Path, optimizer: str) -> None:
-    path = configuration(tmp_path, tiny_checkpoint, f"steps = 4\n{optimizer}")
+def test_two_ranks_equal_one_process(tmp_path: Path, configuration: Configure, optimizer: str) -> None:
+    path = configuration(tmp_path, f"steps = 4\n{optimizer}")
     for ranks in (1, 2):
         done = harness(ranks, "step", path, tmp_path / f"{ranks}.safetensors")
         assert done.returncode == 0, done.stderr[-2000:]
@@ -89,15 +86,15 @@ def test_two_ranks_equal_one_process(tmp_path: Path, tiny_checkpoint: Path, opti
     assert float(one["gradient/fusion.head.weight"].abs().max()) > 1e-3  # not equal because both are nothing
 
 
-def test_two_ranks_train_and_leave_one_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    done = harness(2, "train", configuration(tmp_path, tiny_checkpoint, "steps = 3"))
+def test_two_ranks_train_and_leave_one_checkpoint(tmp_path: Path, configuration: Configure) -> None:
+    done = harness(2, "train", configuration(tmp_path, "steps = 3"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert load_checkpoint(tmp_path / "run").provenance["ranks"] == 2
     assert len(kept_checkpoints(tmp_path / "run")) == 1
 
 
-def test_a_rank_that_dies_ends_the_run(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    path = configuration(tmp_path, tiny_checkpoint, "steps = 1000\ncheckpoint_every = 2")
+def test_a_rank_that_dies_ends_the_run(tmp_path: Path, configuration: Configure) -> None:
+    path = configuration(tmp_path, "steps = 1000\ncheckpoint_every = 2")
     assert harness(2, "train", path, 5).returncode != 0
     assert load_checkpoint(tmp_path / "run").provenance["steps"] == 4
 
@@ -111,13 +108,13 @@ def last_step(run: Path) -> int:
     return max((int(each.name) for each in kept_checkpoints(run)), default=0)
 
 
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, configuration: Configure) -> None:
     settings = "steps = 100\ncheckpoint_every = 3\nkeep_checkpoints = 2"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-    subprocess.run(train_command(configuration(whole, tiny_checkpoint, settings)), env=ENVIRONMENT, check=True)
-    path = configuration(killed, tiny_checkpoint, settings)
+    subprocess.run(train_command(configuration(whole, settings)), env=ENVIRONMENT, check=True)
+    path = configuration(killed, settings)
     process = subprocess.Popen(train_command(path), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     dies_after = random.randrange(3, 50)  # with 50 steps left, the signal is never too late
     while last_step(killed / "run") < dies_after and process.poll() is None:

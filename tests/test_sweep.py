@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("transformers", reason="training needs transformers")
@@ -20,24 +20,13 @@ from uniecs.trainer.distributed import World  # noqa: E402
 from uniecs.trainer.loop import Run  # noqa: E402
 from uniecs.trainer.sweep import finished, load_sweep, markdown_report, merged, run_key, run_sweep  # noqa: E402
 
-COLOURS = ("red", "blue", "black", "green")
-
 
 @pytest.fixture
-def path(tmp_path: Path, tiny_checkpoint: Path) -> Path:
-    """16 drawn products in 8 groups, pairs of them, and a sweep of two variants and two seeds."""
-    rows, pairs = [], ["trigger_id,recall_id"]
-    for colour in COLOURS:
-        Image.new("RGB", (24, 32), colour).save(tmp_path / f"{colour}.png")
-        for kind in ("shirt", "bag"):
-            names = [f"{colour}-{kind}-{variant}" for variant in ("cotton", "leather")]
-            pairs.append(",".join(names))
-            rows += [
-                {"id": name, "title": name.replace("-", " "), "image": f"{colour}.png", "colour": colour, "kind": kind}
-                for name in names
-            ]
-    (tmp_path / "products.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "pairs.csv").write_text("\n".join(pairs))
+def path(tmp_path: Path, tiny_checkpoint: Path, draw_catalog: Callable[[Path], list[dict[str, Any]]]) -> Path:
+    """The drawn catalogue, the pair of each of its groups, and a sweep of two variants and two seeds."""
+    ids = [row["id"] for row in draw_catalog(tmp_path)]
+    pairs = [f"{one},{two}" for one, two in zip(ids[0::2], ids[1::2], strict=True)]
+    (tmp_path / "pairs.csv").write_text("\n".join(("trigger_id,recall_id", *pairs)))
     file = tmp_path / "some.toml"
     file.write_text(
         f'''

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -45,7 +46,6 @@ from uniecs.trainer.settings import (  # noqa: E402
 )
 
 ALONE = World(0, 1, torch.device("cpu"))
-COLOURS = ("red", "blue", "black", "green", "white", "grey")
 
 
 def png(colour: str) -> bytes:
@@ -55,18 +55,9 @@ def png(colour: str) -> bytes:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Path:
-    """24 products: 6 colours x 2 kinds x 2 variants; colour and kind make a group. Images are files."""
-    rows = []
-    for colour in COLOURS:
-        (tmp_path / f"{colour}.png").write_bytes(png(colour))
-        for kind in ("shirt", "bag"):
-            for variant in ("cotton", "leather"):
-                row = {"id": f"{colour}-{kind}-{variant}", "title": f"{colour} {variant} {kind}", "colour": colour}
-                rows.append(row | {"kind": kind, "image": f"{colour}.png"})
-    path = tmp_path / "products.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
+def catalog(tmp_path: Path, draw_catalog: Callable[[Path], object]) -> Path:
+    draw_catalog(tmp_path)
+    return tmp_path / "products.jsonl"
 
 
 @pytest.fixture

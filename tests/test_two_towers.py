@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("transformers", reason="training needs transformers")
@@ -29,24 +29,14 @@ from uniecs.trainer.pairs import pairs_from_queries  # noqa: E402
 from uniecs.trainer.settings import DataSettings, InitSettings, OptimizerSettings, TrainConfig  # noqa: E402
 
 ALONE = World(0, 1, torch.device("cpu"))
-COLOURS = ("red", "blue", "black", "green", "white", "grey")
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Path:
-    """24 products: 6 colours x 2 kinds x 2 variants, and queries.csv of "COLOUR KIND", which two products answer."""
-    rows, queries = [], ["query,product_id"]
-    for colour in COLOURS:
-        Image.new("RGB", (24, 32), colour).save(tmp_path / f"{colour}.png")
-        for kind in ("shirt", "bag"):
-            for variant in ("cotton", "leather"):
-                name = f"{colour}-{kind}-{variant}"
-                rows.append({"id": name, "title": f"{variant} {kind} in {colour}", "image": f"{colour}.png"})
-                queries.append(f"{colour} {kind},{name}")
-    path = tmp_path / "products.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "queries.csv").write_text("\n".join(queries))
-    return path
+def catalog(tmp_path: Path, draw_catalog: Callable[[Path], list[dict[str, Any]]]) -> Path:
+    """The drawn catalogue, and queries.csv of "COLOUR KIND", which two products answer."""
+    rows = [f"{row['colour']} {row['kind']},{row['id']}" for row in draw_catalog(tmp_path)]
+    (tmp_path / "queries.csv").write_text("\n".join(("query,product_id", *rows)))
+    return tmp_path / "products.jsonl"
 
 
 @pytest.fixture
