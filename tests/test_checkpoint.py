@@ -179,24 +179,3 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tiny_checkpoint: Path, 
         shutil.rmtree(folder)
     with pytest.raises(UniecsError):
         load_checkpoint(folder)
-
-
-def test_the_mean_of_checkpoints(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from uniecs.cli import main
-
-    one = load_checkpoint(tiny_checkpoint)
-    torch.manual_seed(1)
-    other = UniECS(MODELS["tiny"])
-    save_checkpoint(tmp_path / "other", other, one.tokenizer_json, {"steps": 7})
-    assert main(["average", str(tiny_checkpoint), str(tmp_path / "other"), "--out", str(tmp_path / "mean")]) == 0
-    mean = load_checkpoint(tmp_path / "mean")
-    assert mean.provenance["averaged"] == [0, 7]
-    for (name, a), b, c in zip(one.model.named_parameters(), other.parameters(), mean.model.parameters(), strict=True):
-        torch.testing.assert_close(c, (a + b) / 2, msg=name)
-    assert main(["average", str(tiny_checkpoint), "--out", str(tmp_path / "m")]) == 1
-    assert main(["average", str(tiny_checkpoint), str(tiny_checkpoint), "--out", str(tmp_path / "mean")]) == 1
-    config = replace(MODELS["tiny"], fusion=replace(MODELS["tiny"].fusion, kind="score"))
-    save_checkpoint(tmp_path / "score", UniECS(config), one.tokenizer_json, {})
-    assert main(["average", str(tiny_checkpoint), str(tmp_path / "score"), "--out", str(tmp_path / "m")]) == 1
-    assert "another network" in capsys.readouterr().err
-    assert not (tmp_path / "m").exists()

@@ -113,7 +113,7 @@ def _add_search_commands(commands: Any, as_json: argparse.ArgumentParser, where:
 
 
 def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: argparse.ArgumentParser) -> None:
-    """train, sweep, average, pairs, eval, export, verify."""
+    """train, sweep, pairs, eval, export, verify."""
     train = _add(commands, "train", _train, "train a model")
     train.add_argument("--config", type=Path, required=True, help="TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
@@ -121,10 +121,6 @@ def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: 
     sweep = _add(commands, "sweep", _sweep, "train the variants of a sweep that have no result yet, and compare them")
     sweep.add_argument("config", type=Path, help="TOML file")
     sweep.add_argument("--report", type=Path, help="Markdown file to write the table to")
-
-    average = _add(commands, "average", _average, "the mean of the weights of several checkpoints of one network")
-    average.add_argument("checkpoints", nargs="+", type=Path, help="checkpoints or training runs")
-    average.add_argument("--out", type=Path, required=True, help="the checkpoint to create")
 
     pairs = _add(commands, "pairs", _pairs, "pairs of similar products from an interaction log", as_json)
     pairs.add_argument("log", type=Path, help=".csv, .jsonl or .parquet with the columns user, item, time")
@@ -358,15 +354,6 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.report:
         args.report.write_text(report, encoding="utf-8")
     print(report, end="")
-    return 0
-
-
-def _average(args: argparse.Namespace) -> int:
-    with _needs("average", "train"):
-        from uniecs.trainer.averaging import average_checkpoints
-
-        average_checkpoints(args.checkpoints, args.out)
-    print(f"averaged: {args.out}")
     return 0
 
 
