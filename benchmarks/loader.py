@@ -30,11 +30,13 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from uniecs.bundle import locate_bundle
+from uniecs.catalog import Product
 from uniecs.config import MODELS, ModelConfig
 from uniecs.preprocess import Tokenizer, read_tokenizer
 from uniecs.trainer.data import Batch, batches
 from uniecs.trainer.distributed import World
 from uniecs.trainer.loop import auto_precision, fast_attention
+from uniecs.trainer.mining import pair_record, pair_schema
 from uniecs.trainer.model import UniECS
 from uniecs.trainer.pair_files import PairFiles
 from uniecs.trainer.settings import AugmentSettings
@@ -65,26 +67,19 @@ def write_pairs(folder: Path, rows: int, width_px: int, height_px: int) -> None:
         if start // ROWS_PER_FILE != (start - ROWS_PER_GROUP) // ROWS_PER_FILE or writer is None:
             if writer:
                 writer.close()
-            writer = parquet.ParquetWriter(folder / f"pairs-{start // ROWS_PER_FILE:05d}.parquet", schema())
-        group = [record(made, random, row) for row in range(start, min(start + ROWS_PER_GROUP, rows))]
-        writer.write_table(pyarrow.Table.from_pylist(group, schema()))
+            writer = parquet.ParquetWriter(folder / f"pairs-{start // ROWS_PER_FILE:05d}.parquet", pair_schema())
+        group = [
+            pair_record(product(made, random, f"trigger-{row}"), product(made, random, f"recall-{row}"))
+            for row in range(start, min(start + ROWS_PER_GROUP, rows))
+        ]
+        writer.write_table(pyarrow.Table.from_pylist(group, pair_schema()))
     if writer:
         writer.close()
 
 
-def schema() -> Any:
-    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    kinds = {"id": pyarrow.string(), "text": pyarrow.string(), "image": image}
-    return pyarrow.schema([(f"{side}_{kind}", each) for kind, each in kinds.items() for side in ("trigger", "recall")])
-
-
-def record(made: list[bytes], random: np.random.Generator, row: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for side in ("trigger", "recall"):
-        found[f"{side}_id"] = f"{side}-{row}"
-        found[f"{side}_text"] = " ".join(random.choice(WORDS, 8))
-        found[f"{side}_image"] = {"bytes": made[int(random.integers(len(made)))], "path": None}
-    return found
+def product(made: list[bytes], random: np.random.Generator, name: str) -> Product:
+    """One with a random photo of `made` and a title of eight words."""
+    return Product(name, " ".join(random.choice(WORDS, 8)), made[int(random.integers(len(made)))])
 
 
 def loader(folder: Path, config: ModelConfig, batch_pairs: int, stop: int) -> Iterator[Batch]:

@@ -386,13 +386,15 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def draw_sweep(results: Sequence[Mapping[str, Any]]) -> Figure:
     """R@10 of some tasks and the mean of the nine by variant: a ring for each seed, a bar at their mean."""
+    from uniecs.trainer.sweep import mean_recall  # torch, which the other pictures do without
+
     variants = list(dict.fromkeys(each["variant"] for each in results))[::-1]
     figure = Figure(figsize=(11, 1.2 + 0.34 * len(variants)), layout="constrained")
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (title, tasks) in zip(panels, PANELS.items(), strict=True):
         for row, variant in enumerate(variants):
             runs = [each for each in results if each["variant"] == variant]
-            values = [float(np.mean([run["tasks"][task]["10"] for task in tasks])) for run in runs]
+            values = [mean_recall(run, tasks) for run in runs]
             axes.scatter(values, [row] * len(values), facecolor="none", edgecolor=BLUE, s=26, linewidth=0.9)
             axes.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=VERMILION, lw=2)
         axes.grid(axis="both", color=FAINT, lw=0.5, alpha=0.6)

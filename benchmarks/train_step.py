@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import platform
 import time
 from collections import defaultdict
@@ -35,10 +34,10 @@ import uniecs
 from uniecs.catalog import Product
 from uniecs.config import MODELS, ModelConfig
 from uniecs.preprocess import Tokenizer, read_tokenizer
-from uniecs.trainer.checkpoint import quiet_transformers
-from uniecs.trainer.data import MAX_DECODERS, Batch, BatchMaker
+from uniecs.trainer.checkpoint import parameter_count, quiet_transformers
+from uniecs.trainer.data import Batch, BatchMaker, decoder_threads
 from uniecs.trainer.distributed import World
-from uniecs.trainer.loop import auto_precision, build_optimizer, fast_attention
+from uniecs.trainer.loop import auto_precision, build_optimizer, checkpoint_activations, fast_attention
 from uniecs.trainer.losses import NAMES, Representations, all_losses, update_weights
 from uniecs.trainer.model import UniECS
 from uniecs.trainer.settings import AugmentSettings, OptimizerSettings
@@ -200,7 +199,7 @@ def measure(
     medians = timed(config, device, precision, pairs, rounds, global_pairs)
     operations = step_operations(config, 2 * pairs)
     report: dict[str, Any] = {"model": config.name, "device": describe(device), "precision": precision}
-    report |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "decoders": decoders()}
+    report |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "decoders": decoder_threads()}
     report |= {"pairs": pairs, "rounds": rounds, "products_per_s": round(2 * pairs / medians["step"], 1)}
     report |= shares(medians, pairs, global_pairs)
     report |= {"step_operations": operations, "matmul_operations_per_s": matmul_rate(medians, device)}
@@ -331,7 +330,7 @@ def activation_bytes(config: ModelConfig, precision: str) -> dict[str, float]:
     model = UniECS(config).train()
     with quiet_transformers(), fast_attention(model):
         one, two = (model_saved_bytes(model, products, precision) for products in (1, 2))
-        enable_checkpointing(model)
+        checkpoint_activations(model)
         outside = model_saved_bytes(model, 2, precision) - model_saved_bytes(model, 1, precision)
     nv, nt = config.image_tokens, config.preprocessing.max_tokens
     inputs = 4 * (config.image.layers * nv * config.image.hidden + config.text.layers * nt * config.text.hidden)
@@ -379,7 +378,9 @@ def plan_time(config: ModelConfig) -> Iterator[str]:
 
 def plan_memory(config: ModelConfig) -> Iterator[str]:
     """Bytes on each GPU; float32 activations bound those of autocast, whose LayerNorm and softmax differ by device."""
-    parameters, products = parameter_count(config), 2 * GLOBAL_PAIRS // GPUS
+    with torch.device("meta"):
+        parameters = parameter_count(UniECS(config))
+    products = 2 * GLOBAL_PAIRS // GPUS
     half, full = activation_bytes(config, "bf16"), activation_bytes(config, "fp32")
     copies, losses = half["weight_copies"], loss_bytes(config, GLOBAL_PAIRS)
     fixed = 20 * parameters + copies + losses
@@ -395,18 +396,6 @@ def plan_memory(config: ModelConfig) -> Iterator[str]:
         yield f"{name}: {fixed / 1e9:.2f} GB + {count} x {each} = {low / 1e9:.1f} to {high / 1e9:.1f} GB"
 
 
-def parameter_count(config: ModelConfig) -> int:
-    """Trainable parameters of the network."""
-    with torch.device("meta"):
-        return sum(each.numel() for each in UniECS(config).parameters())
-
-
-def enable_checkpointing(model: UniECS) -> None:
-    """As `optimizer.activation_checkpointing` does."""
-    for encoder in (model.image_encoder, model.text_encoder):
-        encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
-
-
 @contextmanager
 def batch_maker(config: ModelConfig, pairs: int) -> Iterator[Callable[[], Batch]]:
     """Prepares batches by the trainer's own code: JPEG pictures of the model's size, titles of its full length."""
@@ -414,14 +403,9 @@ def batch_maker(config: ModelConfig, pairs: int) -> Iterator[Callable[[], Batch]
     tokenizer = Tokenizer(tokenizer_json, config.preprocessing.max_tokens)
     title = "red cotton shirt with long sleeves and blue stripes " * 10
     products = [Product(id=str(i), title=title, image=image) for i, image in enumerate(jpegs(config, 2 * pairs))]
-    with ThreadPoolExecutor(decoders()) as pool:
+    with ThreadPoolExecutor(decoder_threads()) as pool:
         maker = BatchMaker(tokenizer, config, AugmentSettings(), 0, pool)
         yield lambda: maker.make(list(zip(products[::2], products[1::2], strict=True)), 0, slice(None), 0.0)
-
-
-def decoders() -> int:
-    """The decoding threads of a process alone on this machine, as in the trainer."""
-    return min(MAX_DECODERS, os.cpu_count() or 1)
 
 
 def main() -> None:

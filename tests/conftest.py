@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,35 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = UniECS(MODELS["tiny"])
     save_checkpoint(folder, model, tokenizer_json(), {"seed": 0, "steps": 0, "command": "tests/conftest.py"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def resumes_alike() -> Callable[[Any], Any]:
+    """Trains a `TrainConfig` whole, and once more with a stop after three steps: asserts equal weights, bit for bit.
+
+    Returns the checkpoint of the run that was stopped and resumed, in the output's folder with "-stopped" added.
+    """
+
+    def check(config: Any) -> Any:
+        import torch
+
+        from uniecs.trainer.checkpoint import load_checkpoint
+        from uniecs.trainer.distributed import World
+        from uniecs.trainer.loop import Run, fast_attention, train
+
+        whole = load_checkpoint(train(config))
+        stopped = replace(config, output=f"{config.output}-stopped")
+        run = Run(stopped, World(0, 1, torch.device("cpu")), None)
+        with fast_attention(run.model):
+            for _, batch in zip(range(3), run.batches(), strict=False):
+                run.train_step(batch)
+        run.save(Path(stopped.output))
+        resumed = load_checkpoint(train(stopped, resume=True))
+        for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(a, b), name
+        return resumed
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -169,6 +169,12 @@ def _canvas(product: Product, preprocessing: Preprocessing) -> Canvas | None:
     return None if product.image is None else letterbox(open_image(product.image), preprocessing)
 
 
+def decoder_threads() -> int:
+    """Threads that decode photos: this process's share of the machine's cores, at most `MAX_DECODERS`."""
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_DECODERS, cores))
+
+
 def batches(
     pairs: PairStream,
     tokenizer: Tokenizer,
@@ -188,8 +194,7 @@ def batches(
     """
     last_dropping = round(stop * (1 - WHOLE_IMAGES))
     source = pairs.batches(batch_pairs, seed, start)
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    with ThreadPoolExecutor(max(1, min(MAX_DECODERS, cores))) as decoders, ThreadPoolExecutor(1) as assembler:
+    with ThreadPoolExecutor(decoder_threads()) as decoders, ThreadPoolExecutor(1) as assembler:
         maker = BatchMaker(tokenizer, config, settings, seed, decoders)
 
         def make(step: int) -> Batch:

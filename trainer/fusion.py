@@ -98,10 +98,7 @@ class GatedFusion(nn.Module):
         super().__init__()
         self.image_sides = nn.ModuleList(GatedSide(dim, config) for _ in range(config.gated_layers))
         self.text_sides = nn.ModuleList(GatedSide(dim, config) for _ in range(config.gated_layers))
-        self.modality_embedding = nn.Parameter(torch.randn(2, dim) * 0.02)
-        self.blocks = nn.ModuleList(Block(dim, config.heads, config.mlp_ratio) for _ in range(config.blocks))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, dim)
+        self.modality_embedding, self.blocks, self.norm, self.head = trunk(dim, config)
 
     def forward(
         self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor, modality_indicator: Tensor
@@ -126,10 +123,7 @@ class FeatureFusion(nn.Module):
 
     def __init__(self, dim: int, config: FusionConfig) -> None:
         super().__init__()
-        self.modality_embedding = nn.Parameter(torch.randn(2, dim) * 0.02)
-        self.blocks = nn.ModuleList(Block(dim, config.heads, config.mlp_ratio) for _ in range(config.blocks))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, dim)
+        self.modality_embedding, self.blocks, self.norm, self.head = trunk(dim, config)
 
     def forward(
         self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor, modality_indicator: Tensor
@@ -162,6 +156,13 @@ class ScoreFusion(nn.Module):
         v = unit(self.image_head(self.image_norm(image.mean(1))))
         t = unit(self.text_head(self.text_norm(masked_mean(text, seen))))
         return unit(v * modality_indicator[:, :1] + t * modality_indicator[:, 1:])
+
+
+def trunk(dim: int, config: FusionConfig) -> tuple[nn.Parameter, nn.ModuleList, nn.LayerNorm, nn.Linear]:
+    """A (2, D) embedding of the modalities, the Transformer blocks, and the head with its norm."""
+    modality_embedding = nn.Parameter(torch.randn(2, dim) * 0.02)
+    blocks = nn.ModuleList(Block(dim, config.heads, config.mlp_ratio) for _ in range(config.blocks))
+    return modality_embedding, blocks, nn.LayerNorm(dim), nn.Linear(dim, dim)
 
 
 def build_fusion(config: ModelConfig) -> nn.Module:

@@ -108,8 +108,7 @@ class Run:
         if optimizer.freeze_word_embeddings:
             self.model.text_encoder.backbone.embeddings.requires_grad_(False)
         if optimizer.activation_checkpointing:
-            for encoder in (self.model.image_encoder, self.model.text_encoder):
-                encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(self.model)
         self.optimizer = build_optimizer(self.model, optimizer)
         self.precision = optimizer.precision if optimizer.precision != "auto" else auto_precision(world.device)
         self.stepper = Stepper(
@@ -281,6 +280,12 @@ def build_optimizer(model: UniECS, settings: OptimizerSettings) -> torch.optim.A
         betas=(0.9, 0.98),
         fused=True,
     )
+
+
+def checkpoint_activations(model: UniECS) -> None:
+    """Have the backbones recompute their activations in the backward pass."""
+    for encoder in (model.image_encoder, model.text_encoder):
+        encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def same_network(config: TrainConfig, folder: Path) -> tuple[UniECS, bytes]:

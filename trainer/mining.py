@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -239,9 +240,7 @@ def write_pairs(folder: Path, mined: MinedPairs, products: Mapping[str, Product]
     import pyarrow.parquet as parquet
 
     refuse_existing(folder)
-    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    kinds = {"id": pyarrow.string(), "text": pyarrow.string(), "image": image}
-    schema = pyarrow.schema([(f"{side}_{kind}", kinds[kind]) for kind in kinds for side in ("trigger", "recall")])
+    schema = pair_schema()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, pairs in mined.splits.items():
@@ -249,13 +248,23 @@ def write_pairs(folder: Path, mined: MinedPairs, products: Mapping[str, Product]
                 csv.writer(file).writerows([("trigger_id", "recall_id"), *pairs])
             with parquet.ParquetWriter(folder / f"{name}.parquet", schema) as writer:
                 for start in range(0, len(pairs), CHUNK):
-                    rows = [_record(products[one], products[two]) for one, two in pairs[start : start + CHUNK]]
+                    rows = [pair_record(products[one], products[two]) for one, two in pairs[start : start + CHUNK]]
                     writer.write_table(pyarrow.Table.from_pylist(rows, schema))
     except OSError as error:
         raise CatalogError(f"{folder} cannot be written: {error}") from error
 
 
-def _record(trigger: Product, recall: Product) -> dict[str, object]:
+def pair_schema() -> Any:
+    """The Arrow schema of a file of pairs."""
+    import pyarrow
+
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    kinds = {"id": pyarrow.string(), "text": pyarrow.string(), "image": image}
+    return pyarrow.schema([(f"{side}_{kind}", kinds[kind]) for kind in kinds for side in ("trigger", "recall")])
+
+
+def pair_record(trigger: Product, recall: Product) -> dict[str, object]:
+    """One row of a file of pairs."""
     record: dict[str, object] = {}
     for side, product in (("trigger", trigger), ("recall", recall)):
         is_bytes = isinstance(product.image, bytes)

@@ -64,27 +64,28 @@ class PairFiles:
             raise TrainingError(f"the files hold {self.rows} pairs; a batch needs {batch_pairs}")
         for epoch in count(start // steps):
             skipped = max(0, start - epoch * steps) * batch_pairs
-            rows = self._rows(np.random.default_rng((seed, epoch)), skipped)
+            rows = self._rows((seed, epoch), skipped)
             for _ in range(skipped // batch_pairs, steps):
                 batch = [_pair(*next(rows)) for _ in range(batch_pairs)]
                 yield fill_gaps(batch, "has rows that can be used")
 
-    def _rows(self, random: np.random.Generator, skipped: int) -> Iterator[tuple[RowGroup, int, pyarrow.RecordBatch]]:
+    def _rows(self, seed: tuple[int, int], skipped: int) -> Iterator[tuple[RowGroup, int, Any]]:
         """The rows of one epoch in its order, without the first `skipped`: (row group, place in it, its table)."""
-        windows = self._windows(random)
-        # Drawn for every window, read or not: the order does not depend on where reading starts.
-        orders = [random.permutation(sum(group.rows for group in window)) for window in windows]
+        windows = self._windows(np.random.default_rng(seed))
         first = 0
-        while first < len(windows) and skipped >= len(orders[first]):
-            skipped -= len(orders[first])
+        while skipped >= (rows := sum(group.rows for group in windows[first])):
+            skipped -= rows
             first += 1
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(_read, windows[first]) if first < len(windows) else None
+            ahead = reader.submit(_read, windows[first])
             for number in range(first, len(windows)):
-                tables = ahead.result() if ahead else []
-                ahead = reader.submit(_read, windows[number + 1]) if number + 1 < len(windows) else None
+                tables = ahead.result()
+                if number + 1 < len(windows):
+                    ahead = reader.submit(_read, windows[number + 1])
                 ends = np.cumsum([group.rows for group in windows[number]])
-                for place in orders[number][skipped:].tolist():
+                # A seed of its own: a window's order neither needs nor holds those before it.
+                order = np.random.default_rng((*seed, number)).permutation(int(ends[-1]))
+                for place in order[skipped:].tolist():
                     which = int(np.searchsorted(ends, place, side="right"))
                     group = windows[number][which]
                     yield group, place - int(ends[which]) + group.rows, tables[which]

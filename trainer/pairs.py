@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from uniecs.catalog import Product, read_catalog
 from uniecs.errors import InputError, TrainingError
-from uniecs.preprocess import check_text, open_image
+from uniecs.preprocess import open_image
 
 Member = TypeVar("Member", int, str)
 Item = TypeVar("Item")
@@ -48,6 +49,11 @@ def fill_gaps(items: Sequence[Item | None], what: str) -> list[Item]:
     return whole
 
 
+def from_step(start: int, batches_of: Callable[[int], Sequence[Item]]) -> Iterator[Item]:
+    """The batches of step `start` and on, without end; `batches_of` gives those of an epoch."""
+    return islice(chain.from_iterable(map(batches_of, count())), start, None)
+
+
 @dataclass(frozen=True)
 class PairSource:
     """Groups of similar products, as positions in the catalogue; `edges` are the allowed pairs of each group.
@@ -66,12 +72,12 @@ class PairSource:
         random = np.random.default_rng((seed, epoch))
         matched = [self._match(group, random) for group in random.permutation(len(self.groups))]
         total = sum(map(len, matched))
-        count = -(-total // batch_pairs)
-        batches: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        rounds = -(-total // batch_pairs)
+        batches: list[list[tuple[int, int]]] = [[] for _ in range(rounds)]
         place = 0
         for pairs in matched:
-            for pair in pairs[:count]:
-                batches[place % count].append(pair)
+            for pair in pairs[:rounds]:
+                batches[place % rounds].append(pair)
                 place += 1
         full = [np.asarray(batch, np.int64) for batch in batches if len(batch) > 1]
         if not full:
@@ -101,13 +107,8 @@ class CatalogPairs:
 
     def batches(self, batch_pairs: int, seed: int, start: int) -> Iterator[Sequence[Pair]]:
         """As `PairStream`: every product at most once an epoch, distinct groups in a batch."""
-        step = epoch = 0
-        while True:
-            for pairs in self.source.epoch(epoch, batch_pairs, seed):
-                if step >= start:
-                    yield [(self.products[one], self.products[two]) for one, two in pairs.tolist()]
-                step += 1
-            epoch += 1
+        for pairs in from_step(start, lambda epoch: self.source.epoch(epoch, batch_pairs, seed)):
+            yield [(self.products[one], self.products[two]) for one, two in pairs.tolist()]
 
     def described(self) -> dict[str, int]:
         """The numbers of products and of their groups."""
@@ -123,14 +124,9 @@ class QueryPairs:
     """(query, position of a product that answers it)"""
 
     def batches(self, batch_pairs: int, seed: int, start: int) -> Iterator[Sequence[Pair]]:
-        """As `PairStream`: every row once an epoch, no query and no product twice in a batch."""
-        step = epoch = 0
-        while True:
-            for rows in self._epoch(epoch, batch_pairs, seed):
-                if step >= start:
-                    yield [self._pair(row) for row in rows]
-                step += 1
-            epoch += 1
+        """As `PairStream`: no row twice an epoch, no query and no product twice in a batch, and only full batches."""
+        for rows in from_step(start, lambda epoch: self._epoch(epoch, batch_pairs, seed)):
+            yield [self._pair(row) for row in rows]
 
     def described(self) -> dict[str, int]:
         """The numbers of products, of rows and of distinct queries."""
@@ -188,7 +184,6 @@ def read_products(catalog: Path) -> tuple[list[Product], list[str]]:
             rejected.append(f"row {row} ({item.id}): training needs both a title and an image")
         else:
             try:
-                check_text(item.title)
                 open_image(item.image)
                 products.append(item)
             except InputError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from uniecs.config import StrictConfig
 from uniecs.errors import ConfigError
 from uniecs.evaluation import TASKS, baselines, evaluate_pairs, read_pairs, read_products
-from uniecs.trainer.checkpoint import kept_checkpoints, load_checkpoint
+from uniecs.trainer.checkpoint import kept_checkpoints, load_checkpoint, parameter_count
 from uniecs.trainer.embedder import TorchEncoder
 from uniecs.trainer.loop import pair_stream, train
 from uniecs.trainer.pairs import PairStream
@@ -48,7 +49,7 @@ class SweepFile(StrictConfig):
 class Sweep:
     """The runs to make: variants by name, each a whole configuration, to be run with every seed."""
 
-    name: str
+    file: Path
     runs: Path
     results: Path
     seeds: tuple[int, ...]
@@ -82,7 +83,7 @@ def load_sweep(path: Path) -> Sweep:
         if config.validation is None:
             raise ConfigError(f"{path}: base needs a validation table, on whose pairs the runs are compared")
         configs[name] = config
-    return Sweep(path.stem, Path(keys.runs), Path(keys.results), keys.seeds, configs)
+    return Sweep(path, Path(keys.runs), Path(keys.results), keys.seeds, configs)
 
 
 def merged(base: Mapping[str, Any], changes: object, where: str) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def run_sweep(sweep: Sweep) -> list[dict[str, Any]]:
     sweep.results.mkdir(parents=True, exist_ok=True)
     jobs = [(variant, seed) for seed in sweep.seeds for variant in sweep.variants]
     streams: dict[DataSettings, PairStream] = {}
-    for variant, seed in tqdm(jobs, unit="run", desc=sweep.name):
+    for variant, seed in tqdm(jobs, unit="run", desc=sweep.file.stem):
         config = sweep.run_of(variant, seed)
         path = sweep.results / f"{run_key(config)}.json"
         if path.is_file():
@@ -136,7 +137,7 @@ def _result(variant: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
         "variant": variant,
         "seed": config.seed,
         "key": run_key(config),
-        "parameters": sum(each.numel() for each in checkpoint.model.parameters()),
+        "parameters": parameter_count(checkpoint.model),
         "tasks": {task: {str(k): round(value, 5) for k, value in recalls.items()} for task, recalls in tasks.items()},
         "config": config.described(),
         "torch": checkpoint.provenance["torch"],
@@ -156,21 +157,22 @@ def _write(path: Path, result: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def mean_recall(result: Mapping[str, Any], tasks: Sequence[str], k: int = 10) -> float:
-    """The mean of Recall@k over `tasks`."""
-    return float(np.mean([result["tasks"][task][str(k)] for task in tasks]))
+def mean_recall(result: Mapping[str, Any], tasks: Iterable[str]) -> float:
+    """The mean of Recall@10 over `tasks`."""
+    return float(np.mean([result["tasks"][task]["10"] for task in tasks]))
 
 
 def markdown_report(sweep: Sweep, results: Sequence[Mapping[str, Any]]) -> str:
     """R@10 of the nine tasks for each variant, the mean over its seeds; and the baselines that need no training."""
     first = next(iter(sweep.variants.values()))
     lines = [
-        f"# {sweep.name}",
+        f"# {sweep.file.stem}",
         "",
         f"Recall@10 on held-out pairs. `{first.model}`, {first.optimizer.steps} steps of {first.optimizer.batch_pairs} "
-        "pairs; a figure is the mean over the seeds, the last column has the least and the greatest too. Written by",
-        f"`uniecs sweep trainer/configs/{sweep.name}.toml`; the runs and their configurations are in",
-        f"`{sweep.results.parent.name}/{sweep.results.name}`.",
+        "pairs; a figure is the mean over",
+        "the seeds, the last column has the least and the greatest too. Written by",
+        f"`uniecs sweep {sweep.file}`; the runs and their configurations are in",
+        f"`{os.path.relpath(sweep.results)}`.",
         "",
         "| | seeds | " + " | ".join(TASKS) + " | mean of nine |",
         "|---|" + "---|" * (len(TASKS) + 2),
@@ -187,6 +189,6 @@ def markdown_report(sweep: Sweep, results: Sequence[Mapping[str, Any]]) -> str:
 
 def _cells(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """R@10 of each task over the runs of one variant, and the mean of the nine with its range."""
-    means = [mean_recall(run, list(TASKS)) for run in runs]
+    means = [mean_recall(run, TASKS) for run in runs]
     cells = [f"{np.mean([mean_recall(run, [task]) for run in runs]):.3f}" for task in TASKS]
     return [*cells, f"{np.mean(means):.3f} ({min(means):.3f} to {max(means):.3f})"]

@@ -409,9 +409,10 @@ def _encoder_of(
         return TorchEncoder(checkpoint.model, checkpoint.tokenizer_json)
 
 
-def _encoders_to_evaluate(args: argparse.Namespace) -> Iterator[PairEncoder]:
-    for model in args.models:
-        yield _encoder_of("eval", model, backend=args.backend, device=args.device, precision=args.precision)
+def _encoders_to_evaluate(args: argparse.Namespace) -> list[PairEncoder]:
+    """All of them before the first is used: a wrong name costs no evaluation."""
+    runtime = {"backend": args.backend, "device": args.device, "precision": args.precision}
+    return [_encoder_of("eval", model, **runtime) for model in args.models]
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -424,13 +425,14 @@ def _eval(args: argparse.Namespace) -> int:
         args.parser.error("--split is of fashioniq and fashion200k")
     if args.queries or args.benchmark in ("fashioniq", "fashion200k"):
         return _eval_tasks(args)
+    encoders = _encoders_to_evaluate(args)
     if args.benchmark == "pairs":
         from uniecs.benchmark_sets import read_pair_set
 
         products, pairs = read_pair_set(args.data)
     else:
         products, pairs = evaluation.read_products(args.catalog)[0], evaluation.read_pairs(args.pairs)
-    reports = [evaluation.evaluate_products(each, products, pairs) for each in _encoders_to_evaluate(args)]
+    reports = evaluation.evaluate_models(encoders, products, pairs)
     if args.json:
         _print_json(reports if len(reports) > 1 else reports[0])
     else:
@@ -442,6 +444,7 @@ def _eval_tasks(args: argparse.Namespace) -> int:
     from uniecs import benchmark_sets as sets
     from uniecs.evaluation import read_products
 
+    encoders = _encoders_to_evaluate(args)
     if args.queries:
         tasks = sets.query_tasks(read_products(args.catalog)[0], sets.read_queries(args.queries))
     else:
@@ -449,7 +452,7 @@ def _eval_tasks(args: argparse.Namespace) -> int:
         tasks = reader(args.data, args.split) if args.split else reader(args.data)
     name = args.benchmark or "queries"
     reports = []
-    for encoder in _encoders_to_evaluate(args):
+    for encoder in encoders:
         figures = sets.evaluate_tasks(encoder, tasks)
         engine = {"model_id": encoder.model_id, "backend": encoder.backend, "precision": encoder.precision}
         reports.append({"benchmark": name, **engine, "tasks": figures})

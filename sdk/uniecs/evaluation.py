@@ -137,8 +137,20 @@ def evaluate(encoder: PairEncoder, catalog: str | Path, pairs: str | Path) -> di
 
 def evaluate_products(encoder: PairEncoder, products: Mapping[str, Product], pairs: Pairs) -> dict[str, Any]:
     """As `evaluate`, for products and pairs that were read already."""
-    plain = baselines(products, pairs)
-    tasks = evaluate_pairs(encoder, products, pairs)
+    return evaluate_models([encoder], products, pairs)[0]
+
+
+def evaluate_models(
+    encoders: Sequence[PairEncoder], products: Mapping[str, Product], pairs: Pairs
+) -> list[dict[str, Any]]:
+    """A report as `evaluate` gives for each of several encoders; the baselines are computed once."""
+    plain = {name: _json_keys(figures) for name, figures in baselines(products, pairs).items()}
+    return [_report(encoder, products, pairs, plain) for encoder in encoders]
+
+
+def _report(
+    encoder: PairEncoder, products: Mapping[str, Product], pairs: Pairs, plain: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "pairs": len(pairs),
         "products": len(products),
@@ -147,8 +159,8 @@ def evaluate_products(encoder: PairEncoder, products: Mapping[str, Product], pai
         "backend": encoder.backend,
         "device": encoder.device,
         "precision": encoder.precision,
-        "tasks": _json_keys(tasks),
-        "baselines": {name: _json_keys(figures) for name, figures in plain.items()},
+        "tasks": _json_keys(evaluate_pairs(encoder, products, pairs)),
+        "baselines": plain,
     }
 
 
