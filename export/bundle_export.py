@@ -23,7 +23,8 @@ from uniecs.errors import BundleError, CheckpointError, ConfigError, ParityError
 from uniecs.evaluation import evaluate
 from uniecs.export.golden import ROWS, golden_inputs
 from uniecs.export.graphs import OPSET, export_graph, graph_specs
-from uniecs.export.verify import COSINE_LIMITS, Agreement, compare, verify_bundle
+from uniecs.export.tolerances import TOLERANCES
+from uniecs.export.verify import Agreement, compare, verify_bundle
 from uniecs.export.weights import check_finite, round_weights, store_compactly
 from uniecs.preprocess import Tokenizer
 from uniecs.trainer.checkpoint import load_checkpoint
@@ -193,7 +194,7 @@ def _agreement(backend: Backend, graph: str, feed: Arrays, expected: npt.NDArray
         shapes = {key: array.shape for key, array in feed.items()}
         raise ParityError(
             f"graph {graph} differs from torch on {backend.name} at {shapes}: {agreement}; "
-            f"expected a cosine of at least {COSINE_LIMITS['fp32']}"
+            f"expected a cosine of at least {TOLERANCES['fp32'].cosine}"
         )
     return agreement
 

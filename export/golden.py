@@ -36,10 +36,14 @@ ROWS = (
 )
 
 
-def draw_picture(number: int) -> Picture:
-    """A striped figure with a disc on white, (96, 56, 3) uint8; integers only: the same bytes everywhere."""
+def draw_picture(number: int, shade: int | None = None) -> Picture:
+    """A striped figure with a disc on white, (96, 56, 3) uint8; integers only: the same bytes everywhere.
+
+    `number`, 0 to 15, chooses the figure, `shade` its colour (None for that of `number`).
+    """
     y, x = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX].astype(np.int64)
-    color = np.array([(37 * number + 40) % 200, (91 * number + 90) % 200, (149 * number + 20) % 200])
+    tone = number if shade is None else shade
+    color = np.array([(37 * tone + 40) % 200, (91 * tone + 90) % 200, (149 * tone + 20) % 200])
     body = (x >= 8 + number) & (x < 48 - number) & (y >= 10) & (y < 90 - 2 * number)
     stripes = (x * (number % 3) + y * (1 + number % 2)) // (3 + number) % 2 == 0
     disc = (x - 28) ** 2 + (y - 30 - 5 * number) ** 2 < (6 + number) ** 2
@@ -66,3 +70,11 @@ def golden_inputs(tokenizer: Tokenizer, preprocessing: Preprocessing) -> dict[st
         "attention_mask": attention_mask,
         "modality_indicator": np.array(present, np.float32),
     }
+
+
+def golden_set() -> tuple[list[str], list[Picture]]:
+    """64 titles and as many pictures, all different: products among which nearest neighbours are compared."""
+    articles = ("shirt", "dress", "running shoes", "shoulder bag", "watch", "kurta", "jeans", "sunglasses")
+    looks = ("red cotton", "navy blue", "black leather", "white printed", "green", "brown", "grey", "gold-toned")
+    titles = [f"{look.capitalize()} {article}" for article in articles for look in looks]
+    return titles, [draw_picture(i // 8, shade=11 * i + 3) for i in range(len(titles))]

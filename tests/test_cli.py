@@ -286,8 +286,8 @@ def test_eval_prints_a_table_or_json(shop: Path, capsys: pytest.CaptureFixture[s
 def test_verify_fails_on_a_breach(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from uniecs.export import verify
 
-    row = verify.VerifyRow("openvino", "fp32", "fusion", 0.5, 0.1, 0.1, 1 - 1e-6, ok=False)
-    good = verify.VerifyRow("openvino", "fp32", "fusion", 1.0, 0.0, 0.0, 1 - 1e-6, ok=True)
+    row = verify.VerifyRow("openvino", "cpu", "fp32", "fusion", 0.5, 1e-6, 0.1, 0.1, ok=False)
+    good = verify.VerifyRow("openvino", "cpu", "fp32", "fusion", 0.0, 1e-6, 0.0, 0.0, ok=True)
     monkeypatch.setattr("uniecs.bundle.locate_bundle", Path)
     for rows, status in (((good, row), 1), ((good,), 0)):
         report = verify.VerifyReport(Path("bundle"), "fake-0", rows, ())
