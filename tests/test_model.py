@@ -132,6 +132,14 @@ def test_forward_gives_the_three_representations(model: UniECS, tokens: Inputs) 
             assert gap(output.norm(dim=1), torch.ones(5)) < 1e-6
 
 
+def test_the_gate_starts_nearly_shut() -> None:
+    gate = network(configs()["vit"]).fusion.image_sides[0].gate
+    x, attended = torch.randn(2, 3, gate.dim), torch.randn(2, 3, gate.dim)
+    with torch.no_grad():
+        share = ((gate(x, attended, torch.ones(2, 1, 1)) - x) / (attended - x)).mean()
+    assert 0 < share < 0.05
+
+
 def test_the_gate_depends_on_its_indicator(gated: UniECS) -> None:
     gate = gated.fusion.image_sides[0].gate
     x, attended = torch.randn(2, 3, gate.dim), torch.randn(2, 3, gate.dim)

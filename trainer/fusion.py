@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from uniecs.config import FusionConfig, ModelConfig
 
 
+GATE_BIAS = -4.0
+"""Where the gate starts: nearly shut (sigmoid(-4) = 0.02), as in highway networks, so that a modality first learns by
+itself; from a half-open one (0) it learns more slowly (docs/training.md)."""
+
+
 class Attention(nn.Module):
     """Multi-head attention of (B, Nq, D) over (B, Nk, D); `mask` (B, 1, 1, Nk) is True where a key may be seen."""
 
@@ -59,6 +64,7 @@ class Gate(nn.Module):
         self.dim = dim
         self.indicator_embedding = nn.Parameter(torch.randn(dim) * 0.02)
         self.linear = nn.Linear(3 * dim, dim)
+        nn.init.constant_(self.linear.bias, GATE_BIAS)
 
     def forward(self, x: Tensor, attended: Tensor, indicator: Tensor) -> Tensor:
         """x, attended (B, N, D), indicator (B, 1, 1) -> gated (B, N, D)."""
