@@ -54,12 +54,17 @@ struct Word<float> {
 template <>
 struct Word<__half> {
     static constexpr int kSize = 2;
-    __half2 bits;
+    uint32_t bits;  // not __half2, whose own copy operators split the load in four
     __host__ __device__ void unpack(float (&to)[2]) const {
-        const float2 both = __half22float2(bits);
-        to[0] = both.x, to[1] = both.y;
+        __half2 both;
+        memcpy(&both, &bits, sizeof bits);
+        const float2 values = __half22float2(both);
+        to[0] = values.x, to[1] = values.y;
     }
-    __host__ __device__ void pack(const float (&from)[2]) { bits = __floats2half2_rn(from[0], from[1]); }
+    __host__ __device__ void pack(const float (&from)[2]) {
+        const __half2 both = __floats2half2_rn(from[0], from[1]);
+        memcpy(&bits, &both, sizeof bits);
+    }
 };
 
 template <>

@@ -332,6 +332,21 @@ def test_every_architecture_builds_without_spills(
         assert (tmp_path / f"gate-sm_{architecture}.cubin").read_bytes()[:4] == b"\x7fELF"
 
 
+def test_memory_is_read_and_written_16_bytes_at_a_time(nvcc: None) -> None:
+    bodies = re.split(r"\.entry (?=uniecs_gate)", build.compile_ptx(90).decode())[1:]
+    assert len(bodies) == sum(map(len, gate.VECTORS.values()))
+    for body in bodies:
+        kernel, vectors = body.partition("(")[0], int(body.partition("(")[0][-1])
+        moves = re.findall(r"\b(ld|st)\.(\w+)\S*?(\.v4)?\.[fub]32\b", body)
+        loads = [wide for what, space, wide in moves if (what, space) == ("ld", "global")]
+        stores = [wide for what, space, wide in moves if (what, space) == ("st", "global")]
+        # x, y, z, u, and three parameters for every four numbers; the indicator alone is one number.
+        of_vector = 4 + 3 * (gate.VECTOR_BYTES // gate.ITEM_BYTES[kernel.split("_")[2]]) // 4
+        assert (kernel, loads.count(".v4"), loads.count("")) == (kernel, vectors * of_vector, 1)
+        assert (kernel, stores) == (kernel, [".v4"] * vectors)
+        assert (kernel, re.findall(r"\b(?:ld|st)\.(?:local|shared)", body)) == (kernel, [])
+
+
 def test_spills_are_seen() -> None:
     line = (
         "ptxas info    : Compiling entry function 'a_kernel' for 'sm_90'\n"
