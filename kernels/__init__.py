@@ -1,1 +1,1 @@
-"""The gate: NumPy reference, CUDA source and launchers (a later issue fills this room)."""
+"""The gate: NumPy reference, CUDA source, its build, launchers and TensorRT plugin."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -51,6 +52,7 @@ MODULES = {
     "uniecs.drawn_garments": "command",
     "uniecs.drawn_goods": "command",
 }
+COMPILED = (".cpp", ".hpp", ".h", ".cu", ".cuh")
 HEAVY = ("torch", "transformers", "openvino", "onnxruntime", "hnswlib", "PIL", "tokenizers", "pandas", "pyarrow")
 PUBLIC = [
     "AddReport",
@@ -262,9 +264,26 @@ def test_packages_have_no_assert_and_no_bare_except() -> None:
 
 
 def test_files_are_short() -> None:
-    sources = [path for path in tracked() if path.suffix in (".py", ".cpp", ".hpp", ".h", ".cu") and path.is_file()]
+    suffixes = (".py", *COMPILED)
+    sources = [path for path in tracked() if path.suffix in suffixes and path.is_file()]
     assert len(sources) > 10
     assert [str(path) for path in sources if len(path.read_text("utf-8").splitlines()) >= 600] == []
+
+
+def test_compiled_sources_are_formatted() -> None:
+    clang_format = shutil.which(
+        "clang-format", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    )
+    if clang_format is None:
+        pytest.skip("clang-format is not installed")
+    sources = [str(path) for path in tracked() if path.suffix in COMPILED and path.is_file()]
+    check = [clang_format, "--dry-run", "--Werror", f"--style=file:{ROOT / '.clang-format'}"]
+    result = subprocess.run([*check, *sources], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    control = subprocess.run(
+        [*check, "--assume-filename=a.cpp"], input="int  a ;", capture_output=True, text=True, check=False
+    )
+    assert control.returncode != 0
 
 
 def test_no_data_or_photos_under_version_control() -> None:

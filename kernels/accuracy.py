@@ -1,0 +1,55 @@
+"""The kernel's accuracy rule: it errs at most twice as much as the plain network in the same precision.
+
+Both are held against eq. 2-4 in float64 (`gate.plain_gate`), on random inputs that the storage type represents exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uniecs.kernels.gate import Array, GateWeights
+
+ALLOWANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The largest and the root-mean-square error of the kernel and of the plain network."""
+
+    kernel_max: float
+    plain_max: float
+    kernel_rms: float
+    plain_rms: float
+
+    @property
+    def holds(self) -> bool:
+        """True where the rule is kept by both measures; NaN anywhere breaks it."""
+        return self.kernel_max <= ALLOWANCE * self.plain_max and self.kernel_rms <= ALLOWANCE * self.plain_rms
+
+
+def compare(reference: Array, plain: Array, kernel: Array) -> Accuracy:
+    """The errors of `plain` and `kernel` against `reference` (float64), arrays of one shape."""
+    errors = [np.abs(each.astype(np.float64) - reference) for each in (kernel, plain)]
+    of_kernel, of_plain = errors
+    rms_kernel, rms_plain = (float(np.sqrt(np.square(each).mean())) for each in errors)
+    return Accuracy(float(of_kernel.max()), float(of_plain.max()), rms_kernel, rms_plain)
+
+
+def random_weights(dim: int, rng: np.random.Generator, mean: float = 0.0) -> GateWeights:
+    """Weights of a gate that opens and shuts; `mean` shifts the projection, in units of its standard deviation."""
+
+    def matrix(columns: int) -> Array:
+        drawn: Array = rng.standard_normal((dim, columns)) / np.sqrt(dim)
+        return drawn
+
+    return GateWeights(
+        projection_weight=matrix(dim),
+        projection_bias=rng.standard_normal(dim) * 0.1 + mean,
+        norm_weight=1 + 0.2 * rng.standard_normal(dim),
+        norm_bias=0.2 * rng.standard_normal(dim),
+        gate_weight=matrix(3 * dim),
+        gate_bias=0.2 * rng.standard_normal(dim),
+        indicator_embedding=rng.standard_normal(dim),
+    )
