@@ -61,6 +61,7 @@ PUBLIC = [
     "ConfigError",
     "EncodeResult",
     "Encoder",
+    "EngineMismatchError",
     "FilterError",
     "Hit",
     "ImageError",
