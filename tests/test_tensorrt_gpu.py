@@ -38,7 +38,7 @@ for name, rows in {"one": [[i] for i in range(len(texts))] * 4, "all": [list(ran
 index = np.arange(70) % len(texts)
 many = encoder.encode([texts[i] for i in index], [images[i] for i in index], batch_size=64)
 worst["many"] = float((many * golden["embedding"][index]).sum(1).min())
-print(json.dumps({"machine": vars(machine) if hasattr(machine, "__dict__") else str(machine), "worst": worst}))
+print(json.dumps({"machine": vars(machine), "worst": worst}))
 """
 
 
