@@ -29,4 +29,5 @@ clean:
 	rm -rf build/lib
 	.venv-test/bin/pip install --quiet torch==2.13.0
 	.venv-test/bin/pip install --quiet ".[dev]"
+	.venv-test/bin/pip install --quiet ".[tensorrt-test]" || echo "without TensorRT for RTX its tests are skipped"
 	touch $@

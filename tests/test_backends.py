@@ -15,11 +15,14 @@ import pytest
 
 from uniecs.backends import onnxruntime as ort_backend
 from uniecs.backends import openvino as ov_backend
-from uniecs.backends.base import BACKENDS, Backend, available_backends, create_backend
+from uniecs.backends.base import Backend, available_backends, create_backend
 from uniecs.bundle import Bundle
 from uniecs.errors import BackendError, InputError, MissingExtraError
 
 fake = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fake_bundle.py"))))
+
+BACKENDS = ("openvino", "onnxruntime")
+"""Those that run on a CPU; test_tensorrt.py has the other."""
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +112,9 @@ def test_engine_failures_are_backend_errors(bundle: Bundle, name: str, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tensorrt"}, "expected one of auto, openvino, onnxruntime"),
+        ({"backend": "torch"}, "expected one of auto, openvino, onnxruntime, tensorrt"),
         ({"device": "gpu"}, "expected one of auto, cpu, cuda"),
-        ({"precision": "int8"}, "expected one of auto, fp32, bf16"),
+        ({"precision": "int8"}, "expected one of auto, fp32, bf16, fp16"),
         ({"backend": "openvino", "device": "cuda"}, "onnxruntime-gpu"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "openvino"),
     ],

@@ -304,7 +304,7 @@ def test_doctor_reports_what_is_here(monkeypatch: pytest.MonkeyPatch, capsys: py
     report = json.loads(capsys.readouterr().out)
     assert report["default"]["chosen"] == "fake-0123456789abcdef on openvino, device cpu, fp32"
     assert {each["name"]: each["version"] for each in report["packages"]}["numpy"] == np.__version__
-    assert set(report["backends"]) == {"openvino", "onnxruntime"}
+    assert set(report["backends"]) == {"openvino", "onnxruntime", "tensorrt"}
 
     def broken(name: str) -> None:
         raise UniecsError("the bundle is cut off")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from uniecs import encoder as encoder_module
-from uniecs.backends.base import Backend, create_backend
+from uniecs.backends.base import Backend, create_backend, embed_through_host
 from uniecs.encoder import Encoder, load
 from uniecs.errors import BundleError, ImageError, InputError, ParityError, TextError, UniecsError
 
@@ -35,6 +35,9 @@ class Recorder:
         self.runs.append((graph, {name: array.shape for name, array in inputs.items()}))
         output = self.inner.run(graph, inputs)
         return self.alter(output) if self.alter and graph == "fusion" else output
+
+    def embed(self, pixel_values: Any, tokens: Any) -> Array:
+        return embed_through_host(self, fake.DIM, pixel_values, tokens)
 
 
 @pytest.fixture(scope="module")

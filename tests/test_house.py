@@ -63,6 +63,7 @@ PUBLIC = [
     "ConfigError",
     "EncodeResult",
     "Encoder",
+    "EngineMismatchError",
     "FilterError",
     "Hit",
     "ImageError",

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     as_json = argparse.ArgumentParser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--backend", choices=("auto", "openvino", "onnxruntime"), default="auto")
+    where.add_argument("--backend", choices=("auto", "openvino", "onnxruntime", "tensorrt"), default="auto")
     where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    where.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    where.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     _add_search_commands(commands, as_json, where)
     _add_model_commands(commands, as_json, where)
     return parser
@@ -113,7 +114,7 @@ def _add_search_commands(commands: Any, as_json: argparse.ArgumentParser, where:
 
 
 def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: argparse.ArgumentParser) -> None:
-    """train, sweep, pairs, eval, export, verify."""
+    """train, sweep, pairs, eval, export, build, verify."""
     train = _add(commands, "train", _train, "train a model")
     train.add_argument("--config", type=Path, required=True, help="TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
@@ -150,6 +151,10 @@ def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: 
     export.add_argument("--catalog", type=Path, help="with --pairs: the evaluation recorded in the manifest")
     export.add_argument("--pairs", type=Path)
     export.set_defaults(parser=export)
+
+    build = _add(commands, "build", _build, "TensorRT engines of a bundle for this GPU, kept in a cache", as_json)
+    build.add_argument("bundle", help="packaged name or bundle folder")
+    build.add_argument("--cache", type=Path, help="in place of $UNIECS_CACHE or ~/.cache/uniecs")
 
     verify = _add(commands, "verify", _verify, "every backend present against the golden vectors", as_json)
     verify.add_argument("bundle", help="packaged name or bundle folder")
@@ -474,6 +479,23 @@ def _export(args: argparse.Namespace) -> int:
         report = verify_bundle(bundle.path)
     print(report.table())
     return _verdict(report)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from uniecs.bundle import locate_bundle, open_bundle
+
+    with _needs("build", "tensorrt"):
+        from uniecs.export.tensorrt_build import build_engines
+
+        machine, engines = build_engines(open_bundle(locate_bundle(args.bundle)), args.cache)
+    if args.json:
+        _print_json({**asdict(machine), "engines": [each.to_dict() for each in engines]})
+        return 0
+    print(f"TensorRT {machine.tensorrt}, {machine.gpu}, driver {machine.driver}")
+    for each in engines:
+        how = "kept" if each.cached else f"built in {each.seconds:.0f} s"
+        print(f"  {each.graph:14}{each.size_bytes / 1e6:8.1f} MB  {how}  {each.path}")
+    return 0
 
 
 def _verify(args: argparse.Namespace) -> int:

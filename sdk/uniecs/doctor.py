@@ -16,6 +16,7 @@ PACKAGES = {
     "": ("numpy", "openvino", "tokenizers", "pillow", "hnswlib", "safetensors", "tqdm"),
     "onnxruntime": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu",),
+    "tensorrt": ("cuda-core",),
     "parquet": ("pyarrow",),
     "train": ("torch", "transformers", "tensorboard", "scikit-learn"),
     "export": ("onnx", "onnxscript"),

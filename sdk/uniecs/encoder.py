@@ -47,9 +47,9 @@ def load(
 ) -> Encoder:
     """The encoder of a packaged bundle (by name) or of a bundle folder (by path).
 
-    device: auto, cpu, cuda; backend: auto, openvino, onnxruntime; precision: auto, fp32, bf16; threads: CPU
-    threads for one run, None for the engine's choice. Raises `BundleError` for an unknown, damaged or newer
-    bundle, `BackendError` or `MissingExtraError` for what is not available here.
+    device: auto, cpu, cuda; backend: auto, openvino, onnxruntime, tensorrt; precision: auto, fp32, bf16, fp16;
+    threads: CPU threads for one run, None for the engine's choice. Raises `BundleError` for an unknown, damaged or
+    newer bundle, `BackendError` or `MissingExtraError` for what is not available here.
     """
     bundle = open_bundle(locate_bundle(name_or_path))
     return Encoder(bundle, create_backend(bundle, backend, device, precision, threads))
@@ -87,7 +87,7 @@ class Encoder:
 
     @property
     def precision(self) -> str:
-        """ "fp32" or "bf16"."""
+        """ "fp32", "bf16" or "fp16"."""
         return self._backend.precision
 
     @property
@@ -208,32 +208,12 @@ def embed(
     pixel_values: FloatArray | None,
     tokens: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
 ) -> FloatArray:
-    """Run the graphs for a batch of one kind: (B, D) float32.
+    """`Backend.embed`, checked: (B, D) float32, D = `embed_dim`.
 
-    `pixel_values` (B, 3, H, W) or None, `tokens` (input_ids, attention_mask), both (B, Nt), or None; at least
-    one is given. An absent side is one zero token, which equals any number of them (design: the exact fast
-    path), and its graph does not run. Raises `ParityError` for an output of the wrong shape or not finite.
+    Raises `ParityError` for an output of the wrong shape or not finite.
     """
-    given = pixel_values if pixel_values is not None else tokens[0] if tokens is not None else ()
-    batch = len(given)
-    image_tokens: npt.NDArray[Any] = np.zeros((batch, 1, embed_dim), np.float32)
-    text_tokens: npt.NDArray[Any] = image_tokens
-    text_mask = np.ones((batch, 1), np.int64)
-    if pixel_values is not None:
-        image_tokens = backend.run("image_encoder", {"pixel_values": pixel_values})
-    if tokens is not None:
-        input_ids, text_mask = tokens
-        text_tokens = backend.run("text_encoder", {"input_ids": input_ids, "attention_mask": text_mask})
-    indicator = np.array([[pixel_values is not None, tokens is not None]] * batch, np.float32)
-    embedding = backend.run(
-        "fusion",
-        {
-            "image_tokens": image_tokens,
-            "text_tokens": text_tokens,
-            "text_mask": text_mask,
-            "modality_indicator": indicator,
-        },
-    )
+    batch = len(pixel_values if pixel_values is not None else tokens[0] if tokens is not None else ())
+    embedding = backend.embed(pixel_values, tokens)
     if embedding.shape != (batch, embed_dim) or not np.isfinite(embedding).all():
         bad = "values that are not finite" if embedding.shape == (batch, embed_dim) else f"shape {embedding.shape}"
         raise ParityError(

@@ -11,6 +11,7 @@ UniecsError
 ├── IndexFileError        an index folder that is missing, damaged, foreign or too new
 ├── ModelMismatchError    vectors of one model met another model
 ├── BackendError          a backend, device or precision that is not available here
+│   └── EngineMismatchError  a TensorRT engine that is damaged, or was built for something else
 ├── MissingExtraError     an optional dependency that is not installed
 ├── CheckpointError       a training checkpoint that is missing, damaged or does not fit
 ├── TrainingError         a training run that cannot start or go on
@@ -62,6 +63,10 @@ class ModelMismatchError(UniecsError):
 
 class BackendError(UniecsError):
     """A backend, device or precision that is not available on this machine."""
+
+
+class EngineMismatchError(BackendError):
+    """A TensorRT engine that is damaged, or was built for another model, GPU, driver or TensorRT."""
 
 
 class MissingExtraError(UniecsError):

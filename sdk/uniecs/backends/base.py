@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 from uniecs.bundle import GRAPHS, Bundle
@@ -15,11 +16,12 @@ from uniecs.errors import BackendError, InputError, UniecsError
 
 __all__ = ["BACKENDS", "GRAPHS", "Backend", "GraphBackend", "available_backends", "create_backend"]
 
-BACKENDS = ("openvino", "onnxruntime")
+BACKENDS = ("openvino", "onnxruntime", "tensorrt")
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 Inputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
+Tokens: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 Runner: TypeAlias = Callable[[Inputs], npt.NDArray[Any]]
 
 
@@ -45,6 +47,40 @@ class Backend(Protocol):
         `BackendError`.
         """
 
+    def embed(self, pixel_values: npt.NDArray[np.float32] | None, tokens: Tokens | None) -> npt.NDArray[Any]:
+        """The output of `fusion` for a batch of one kind, (B, D), after the encoders that it needs; thread-safe.
+
+        `pixel_values` (B, 3, H, W) or None, `tokens` (input_ids, attention_mask), both (B, Nt), or None; at least
+        one is given. An absent side is one zero token, which equals any number of them (design: the exact fast
+        path), and its graph does not run. Raises `BackendError`.
+        """
+
+
+def embed_through_host(
+    backend: Backend, embed_dim: int, pixel_values: npt.NDArray[np.float32] | None, tokens: Tokens | None
+) -> npt.NDArray[Any]:
+    """`Backend.embed` by up to three calls of `run`, the tokens passing through host memory."""
+    given = pixel_values if pixel_values is not None else tokens[0] if tokens is not None else ()
+    batch = len(given)
+    image_tokens: npt.NDArray[Any] = np.zeros((batch, 1, embed_dim), np.float32)
+    text_tokens: npt.NDArray[Any] = image_tokens
+    text_mask = np.ones((batch, 1), np.int64)
+    if pixel_values is not None:
+        image_tokens = backend.run("image_encoder", {"pixel_values": pixel_values})
+    if tokens is not None:
+        input_ids, text_mask = tokens
+        text_tokens = backend.run("text_encoder", {"input_ids": input_ids, "attention_mask": text_mask})
+    indicator = np.array([[pixel_values is not None, tokens is not None]] * batch, np.float32)
+    return backend.run(
+        "fusion",
+        {
+            "image_tokens": image_tokens,
+            "text_tokens": text_tokens,
+            "text_mask": text_mask,
+            "modality_indicator": indicator,
+        },
+    )
+
 
 class GraphBackend(ABC):
     """The common part of the backends: each graph is compiled once, on first use, under a lock."""
@@ -67,6 +103,10 @@ class GraphBackend(ABC):
         except Exception as error:  # engines raise kinds of their own, some directly under Exception
             shapes = {name: (array.dtype.name, array.shape) for name, array in inputs.items()}
             raise BackendError(f"{self.name} failed to run {graph} on inputs {shapes}: {error}") from error
+
+    def embed(self, pixel_values: npt.NDArray[np.float32] | None, tokens: Tokens | None) -> npt.NDArray[Any]:
+        """See `Backend.embed`."""
+        return embed_through_host(self, self._bundle.embed_dim, pixel_values, tokens)
 
     def _compiled(self, graph: str) -> Runner:
         path = self._bundle.graph_path(graph)
@@ -94,7 +134,8 @@ def create_backend(
 ) -> Backend:
     """The engine for a bundle's graphs: what was asked for, or an error; nothing falls back silently.
 
-    "auto" stands for: device "cpu"; backend "openvino" on cpu, "onnxruntime" on cuda; precision "fp32".
+    "auto" stands for: device "cpu"; backend "openvino" on cpu, "onnxruntime" on cuda; precision "fp32"; with backend
+    "tensorrt", which is never chosen by itself, device "cuda" and precision "fp16".
     `threads` is the number of CPU threads for one run; None leaves it to the engine. Raises `BackendError`
     for what is unknown or unavailable here, `MissingExtraError` for an engine that is not installed,
     `InputError` for bad `threads`.
@@ -104,6 +145,11 @@ def create_backend(
     _one_of("precision", precision, ("auto", *PRECISIONS))
     if threads is not None and (type(threads) is not int or threads < 1):
         raise InputError(f"threads is {threads!r}; expected a positive int, or None for the engine's own choice")
+    if backend == "tensorrt":
+        from uniecs.backends.tensorrt import TensorRtBackend
+
+        device, precision = device.replace("auto", "cuda"), precision.replace("auto", "fp16")
+        return TensorRtBackend(bundle, device, precision)
     device = "cpu" if device == "auto" else device
     precision = "fp32" if precision == "auto" else precision
     if backend == "onnxruntime" or (backend == "auto" and device == "cuda"):
@@ -117,10 +163,10 @@ def create_backend(
 
 def available_backends() -> dict[str, str]:
     """For each of `BACKENDS` its version, devices and precisions, or "unavailable: " and the reason."""
-    from uniecs.backends import onnxruntime, openvino
+    from uniecs.backends import onnxruntime, openvino, tensorrt
 
     report = {}
-    for name, describe in zip(BACKENDS, (openvino.describe, onnxruntime.describe), strict=True):
+    for name, describe in zip(BACKENDS, (openvino.describe, onnxruntime.describe, tensorrt.describe), strict=True):
         try:
             report[name] = describe()
         except UniecsError as error:

@@ -64,6 +64,8 @@ class OpenVinoBackend(GraphBackend):
                 f"the openvino backend runs on cpu, not on {device}; "
                 "use backend='onnxruntime' with onnxruntime-gpu (pip install 'uniecs[gpu]')"
             )
+        if precision == "fp16":
+            raise BackendError("the openvino backend runs in fp32 or bf16, not in fp16; use backend='tensorrt'")
         self._core = import_openvino().Core()
         if precision == "bf16" and not _has_bf16(self._core):
             raise BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision='fp32'")
