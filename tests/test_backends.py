@@ -111,7 +111,7 @@ def test_engine_failures_are_backend_errors(bundle: Bundle, name: str, tmp_path:
     [
         ({"backend": "tensorrt"}, "expected one of auto, openvino, onnxruntime"),
         ({"device": "gpu"}, "expected one of auto, cpu, cuda"),
-        ({"precision": "int8"}, "expected one of auto, fp32, bf16"),
+        ({"precision": "int4"}, "expected one of auto, fp32, bf16, int8"),
         ({"backend": "openvino", "device": "cuda"}, "onnxruntime-gpu"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "openvino"),
     ],

@@ -17,7 +17,7 @@ __all__ = ["BACKENDS", "GRAPHS", "Backend", "GraphBackend", "available_backends"
 
 BACKENDS = ("openvino", "onnxruntime")
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 Inputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Runner: TypeAlias = Callable[[Inputs], npt.NDArray[Any]]
