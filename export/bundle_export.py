@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from uniecs.backends.base import GRAPHS, Backend, create_backend
 from uniecs.bundle import Bundle, open_bundle, write_manifest
 from uniecs.config import ModelConfig
-from uniecs.durable import sync
+from uniecs.durable import new_folder
 from uniecs.encoder import load
 from uniecs.errors import BundleError, CheckpointError, ConfigError, ParityError
 from uniecs.evaluation import evaluate
@@ -61,26 +59,9 @@ def export_bundle(
         raise BundleError("evaluation needs both a catalogue and a pairs file, or neither")
     if weights not in ("float32", "compact"):
         raise ConfigError(f"weights is {weights!r}; expected 'float32' or 'compact'")
-    _refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        _write_bundle(checkpoint, temporary, catalog, pairs, weights)
-        for path in [*temporary.iterdir(), temporary]:
-            sync(path)
-        _refuse_existing(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync(out.parent)
+    with new_folder(out) as folder:
+        _write_bundle(checkpoint, folder, catalog, pairs, weights)
     return open_bundle(out)
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists() or out.is_symlink():
-        raise BundleError(f"{out} exists; a bundle is never overwritten: choose another --out or remove it")
 
 
 def _write_bundle(

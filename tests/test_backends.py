@@ -114,7 +114,7 @@ def test_engine_failures_are_backend_errors(bundle: Bundle, name: str, tmp_path:
     [
         ({"backend": "torch"}, "expected one of auto, openvino, onnxruntime, tensorrt"),
         ({"device": "gpu"}, "expected one of auto, cpu, cuda"),
-        ({"precision": "int8"}, "expected one of auto, fp32, bf16, fp16"),
+        ({"precision": "int4"}, "expected one of auto, fp32, bf16, fp16, int8"),
         ({"backend": "openvino", "device": "cuda"}, "onnxruntime-gpu"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "openvino"),
     ],

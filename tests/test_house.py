@@ -35,6 +35,7 @@ MODULES = {
     "uniecs.preprocess": "contract",
     "uniecs.catalog": "contract",
     "uniecs.bundle": "contract",
+    "uniecs.int8_recipe": "contract",
     "uniecs.backends": "serve",
     "uniecs.encoder": "serve",
     "uniecs.index": "serve",

@@ -78,6 +78,11 @@ class Bundle:
             raise BundleError(f"no graph {graph!r}; a bundle has {', '.join(GRAPHS)}")
         return self.path / str(self.manifest["graphs"][graph]["file"])
 
+    def variant(self, name: str) -> bytes | None:
+        """The bytes of the file that makes a variant, such as "int8", of the bundle; None if there is none."""
+        entry = self.manifest.get("variants", {}).get(name)
+        return None if entry is None else _read(self.path / str(entry["file"]))
+
     def tokenizer_json(self) -> bytes:
         """The bytes of the Hugging Face tokenizer file."""
         return _read(self.path / TOKENIZER)
@@ -266,6 +271,11 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     if _require(manifest, "embed_dim", int) != model.embed_dim:
         raise BundleError(f"embed_dim is {manifest['embed_dim']}, but the model's is {model.embed_dim}")
     _require(_require(manifest, "golden", dict), "texts", list)
+    variants = _require({"variants": {}, **manifest}, "variants", dict)
+    for name in variants:
+        file = _plain(_require(_require(variants, name, dict), "file", str))
+        if file not in files:
+            raise BundleError(f"{file} of the variant {name!r} is not among the manifest's files")
 
 
 def _check_file(folder: Path, name: str, recorded: object) -> None:

@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--backend", choices=("auto", "openvino", "onnxruntime", "tensorrt"), default="auto")
     where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    where.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    where.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16", "int8"), default="auto")
     _add_search_commands(commands, as_json, where)
     _add_model_commands(commands, as_json, where)
     return parser
@@ -114,7 +114,7 @@ def _add_search_commands(commands: Any, as_json: argparse.ArgumentParser, where:
 
 
 def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: argparse.ArgumentParser) -> None:
-    """train, sweep, pairs, eval, export, build, verify."""
+    """train, sweep, pairs, eval, export, quantize, build, verify."""
     train = _add(commands, "train", _train, "train a model")
     train.add_argument("--config", type=Path, required=True, help="TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
@@ -151,6 +151,13 @@ def _add_model_commands(commands: Any, as_json: argparse.ArgumentParser, where: 
     export.add_argument("--catalog", type=Path, help="with --pairs: the evaluation recorded in the manifest")
     export.add_argument("--pairs", type=Path)
     export.set_defaults(parser=export)
+
+    quantize = _add(commands, "quantize", _quantize, "a bundle into one with an int8 variant, if it loses no recall")
+    quantize.add_argument("bundle", help="packaged name or bundle folder")
+    quantize.add_argument("--out", type=Path, required=True, help="the bundle folder to create")
+    quantize.add_argument("--calibration", type=Path, required=True, help="products to set the int8 ranges on")
+    quantize.add_argument("--catalog", type=Path, required=True, help="other products, to judge recall on")
+    quantize.add_argument("--pairs", type=Path, required=True, help="CSV with the header trigger_id,recall_id")
 
     build = _add(commands, "build", _build, "TensorRT engines of a bundle for this GPU, kept in a cache", as_json)
     build.add_argument("bundle", help="packaged name or bundle folder")
@@ -495,6 +502,21 @@ def _build(args: argparse.Namespace) -> int:
     for each in engines:
         how = "kept" if each.cached else f"built in {each.seconds:.0f} s"
         print(f"  {each.graph:14}{each.size_bytes / 1e6:8.1f} MB  {how}  {each.path}")
+    return 0
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from uniecs.bundle import locate_bundle, open_bundle
+    from uniecs.durable import refuse_existing
+
+    with _needs("quantize", "export"):
+        from uniecs.export.quantize import try_int8
+
+        refuse_existing(args.out)
+        bundle = open_bundle(locate_bundle(args.bundle))
+        trial = try_int8(bundle, args.calibration, args.catalog, args.pairs)
+    print(trial.table())
+    trial.write(args.out)
     return 0
 
 

@@ -19,7 +19,7 @@ PACKAGES = {
     "tensorrt": ("cuda-core",),
     "parquet": ("pyarrow",),
     "train": ("torch", "transformers", "tensorboard", "scikit-learn"),
-    "export": ("onnx", "onnxscript"),
+    "export": ("onnx", "onnxscript", "nncf"),
 }
 """Extra of uniecs ("" the runtime itself) -> the packages it brings."""
 WHY = (
@@ -81,7 +81,9 @@ def _models() -> list[dict[str, str]]:
     models = []
     for name in packaged_names():
         try:
-            state = f"{open_bundle(packaged_bundle(name)).model_id}, checksums hold"
+            bundle = open_bundle(packaged_bundle(name))
+            variants = "".join(f", {each} variant" for each in bundle.manifest.get("variants", ()))
+            state = f"{bundle.model_id}, checksums hold{variants}"
         except UniecsError as error:
             state = f"damaged: {error}"
         models.append({"name": name, "state": state})

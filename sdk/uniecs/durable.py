@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from uniecs.errors import BundleError
 
 
 def sync(path: Path) -> None:
@@ -15,3 +20,31 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out`, flushed to the disk, when the block ends: all of it, or nothing.
+
+    Raises `BundleError` if `out` exists, before or after.
+    """
+    refuse_existing(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.iterdir(), temporary]:
+            sync(path)
+        refuse_existing(out)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync(out.parent)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise `BundleError` if there is anything at `out`."""
+    if out.exists() or out.is_symlink():
+        raise BundleError(f"{out} exists; a bundle is never overwritten: choose another --out or remove it")

@@ -47,9 +47,10 @@ def load(
 ) -> Encoder:
     """The encoder of a packaged bundle (by name) or of a bundle folder (by path).
 
-    device: auto, cpu, cuda; backend: auto, openvino, onnxruntime, tensorrt; precision: auto, fp32, bf16, fp16;
-    threads: CPU threads for one run, None for the engine's choice. Raises `BundleError` for an unknown, damaged or
-    newer bundle, `BackendError` or `MissingExtraError` for what is not available here.
+    device: auto, cpu, cuda; backend: auto, openvino, onnxruntime, tensorrt; precision: auto, fp32, bf16, fp16 (of
+    tensorrt), int8 (of a bundle with an int8 variant); threads: CPU threads for one run, None for the engine's choice.
+    Raises `BundleError` for an unknown, damaged or newer bundle, `BackendError` or `MissingExtraError` for what is not
+    available here.
     """
     bundle = open_bundle(locate_bundle(name_or_path))
     return Encoder(bundle, create_backend(bundle, backend, device, precision, threads))
@@ -87,7 +88,7 @@ class Encoder:
 
     @property
     def precision(self) -> str:
-        """ "fp32", "bf16" or "fp16"."""
+        """ "fp32", "bf16", "fp16" or "int8"."""
         return self._backend.precision
 
     @property

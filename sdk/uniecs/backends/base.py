@@ -18,7 +18,7 @@ __all__ = ["BACKENDS", "GRAPHS", "Backend", "GraphBackend", "available_backends"
 
 BACKENDS = ("openvino", "onnxruntime", "tensorrt")
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 Inputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Tokens: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
