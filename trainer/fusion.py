@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from uniecs.config import FusionConfig, ModelConfig
 
-
 GATE_BIAS = -4.0
 """Where the gate starts: nearly shut (sigmoid(-4) = 0.02), as in highway networks, so that a modality first learns by
 itself; from a half-open one (0) it learns more slowly (docs/training.md)."""
