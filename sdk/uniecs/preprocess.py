@@ -168,7 +168,7 @@ def _reduce(image: Image, preprocessing: Preprocessing) -> tuple[tuple[int, int]
     needed = _fitted(*shown, preprocessing)
     for scale in REDUCTIONS:
         if shown[0] // scale >= SPARE * needed[0] and shown[1] // scale >= SPARE * needed[1]:
-            image.draft(None, (size[0] // scale, size[1] // scale))  # type: ignore[no-untyped-call]
+            image.draft(None, (size[0] // scale, size[1] // scale))
             return shown, scale
     return shown, 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
+from uniecs.backends.threads import usable_cpus
 from uniecs.bundle import GRAPHS, Bundle
 from uniecs.errors import BackendError, InputError, UniecsError
 
@@ -95,7 +97,8 @@ def create_backend(
     """The engine for a bundle's graphs: what was asked for, or an error; nothing falls back silently.
 
     "auto" stands for: device "cpu"; backend "openvino" on cpu, "onnxruntime" on cuda; precision "fp32".
-    `threads` is the number of CPU threads for one run; None leaves it to the engine. Raises `BackendError`
+    `threads` is the number of CPU threads for one run; None leaves it to the engine, within the CPUs that the
+    process may use. Raises `BackendError`
     for what is unknown or unavailable here, `MissingExtraError` for an engine that is not installed,
     `InputError` for bad `threads`.
     """
@@ -104,6 +107,8 @@ def create_backend(
     _one_of("precision", precision, ("auto", *PRECISIONS))
     if threads is not None and (type(threads) is not int or threads < 1):
         raise InputError(f"threads is {threads!r}; expected a positive int, or None for the engine's own choice")
+    if threads is None and (usable := usable_cpus()) < (os.cpu_count() or 1):
+        threads = usable  # engines see the machine, not the quota of a container
     device = "cpu" if device == "auto" else device
     precision = "fp32" if precision == "auto" else precision
     if backend == "onnxruntime" or (backend == "auto" and device == "cuda"):
