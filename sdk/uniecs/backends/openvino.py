@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import sys
 import threading
 from pathlib import Path
@@ -10,11 +12,15 @@ from typing import Any
 import numpy.typing as npt
 
 from uniecs.backends.base import GraphBackend, Inputs, Runner
+from uniecs.backends.compiled_cache import cache_folder, cache_key, read_blob, write_blob
 from uniecs.bundle import Bundle
 from uniecs.errors import BackendError, MissingExtraError
 
 _import_lock = threading.Lock()
 TELEMETRY = "openvino_telemetry"
+CPUINFO = Path("/proc/cpuinfo")
+MAX_IDLE = 4
+"""Idle infer requests kept for each graph."""
 
 
 def import_openvino() -> Any:
@@ -51,6 +57,17 @@ def _has_bf16(core: Any) -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def _machine(core: Any) -> dict[str, Any]:
+    """What a compiled graph depends on besides the graph and its configuration."""
+    cpu = {name: core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")}
+    try:
+        with CPUINFO.open(encoding="ascii", errors="replace") as lines:
+            cpu["flags"] = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:  # not Linux: the name and what it can do must suffice
+        cpu["flags"] = ""
+    return {"engine": f"openvino {import_openvino().__version__}", "machine": platform.machine(), **cpu}
+
+
 class OpenVinoBackend(GraphBackend):
     """See `uniecs.backends.base.create_backend`."""
 
@@ -67,17 +84,12 @@ class OpenVinoBackend(GraphBackend):
         self._core = import_openvino().Core()
         if precision == "bf16" and not _has_bf16(self._core):
             raise BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision='fp32'")
+        self._machine = _machine(self._core)
 
     def _compile(self, path: Path) -> Runner:
-        config: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
-        }
-        if self._threads is not None:
-            config["INFERENCE_NUM_THREADS"] = self._threads
-        compiled = self._core.compile_model(self._core.read_model(path), "CPU", config)
+        compiled = self._compiled_model(path)
         # A request serves one call at a time: a stack of idle ones grows to the number of threads that call
-        # at once.
+        # at once, within bounds, as each keeps its last tensors.
         idle: list[Any] = []
 
         def run(inputs: Inputs) -> npt.NDArray[Any]:
@@ -88,7 +100,31 @@ class OpenVinoBackend(GraphBackend):
             try:
                 output: npt.NDArray[Any] = request.infer(dict(inputs), share_inputs=True)[0]
             finally:
-                idle.append(request)
+                if len(idle) < MAX_IDLE:
+                    idle.append(request)
             return output
 
         return run
+
+    def _compiled_model(self, path: Path) -> Any:
+        """The graph compiled, from the cache if an earlier process did the same."""
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            "ENABLE_CPU_PINNING": False,
+        }
+        if self._threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self._threads
+        folder = cache_folder()
+        key = cache_key(
+            {"graph": self._bundle.manifest["files"][path.name]["sha256"], "config": config, **self._machine}
+        )
+        blob = read_blob(folder, key)
+        if blob is not None:
+            # A blob that this OpenVINO nevertheless refuses is compiled and written anew.
+            with contextlib.suppress(RuntimeError, ValueError):
+                return self._core.import_model(blob, "CPU", config)
+        compiled = self._core.compile_model(self._core.read_model(path), "CPU", config)
+        if folder is not None:
+            write_blob(folder, key, compiled.export_model().getvalue())
+        return compiled
