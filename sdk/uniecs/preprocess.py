@@ -281,6 +281,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `max_tokens`."""
+        if len(texts) == 1:  # a batch, even of one, starts a thread for each CPU
+            return [self._tokenizer.encode(texts[0]).ids]
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     @staticmethod
