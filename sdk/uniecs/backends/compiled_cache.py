@@ -43,7 +43,7 @@ def read_blob(folder: Path | None, key: str) -> bytes | None:
     path = folder / f"{key}.blob"
     try:
         with path.open("rb") as file:
-            if not (_private(folder.stat()) and _private(os.fstat(file.fileno()))):
+            if not (trusted(folder) and _private(os.fstat(file.fileno()))):
                 return None
             digest, blob = file.read(DIGEST_BYTES), file.read()
         os.utime(path)  # used last: deleted last
@@ -58,7 +58,7 @@ def write_blob(folder: Path | None, key: str, blob: bytes) -> None:
         return
     with contextlib.suppress(OSError):  # full, read-only, or another process deletes too: then nothing is kept
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _private(folder.stat()):
+        if not trusted(folder):
             return
         handle, temporary = tempfile.mkstemp(prefix=".", suffix=".blob", dir=folder)
         try:
@@ -69,6 +69,16 @@ def write_blob(folder: Path | None, key: str, blob: bytes) -> None:
         finally:
             Path(temporary).unlink(missing_ok=True)
         _trim(folder)
+
+
+def trusted(folder: Path) -> bool:
+    """Whether blobs in `folder` are used, or may be once it exists."""
+    try:
+        return _private(folder.stat())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _digest(key: str, blob: bytes) -> bytes:

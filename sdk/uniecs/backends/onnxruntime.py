@@ -32,11 +32,16 @@ def import_onnxruntime() -> Any:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
+    hint = "pip install 'uniecs[onnxruntime]' (or 'uniecs[gpu]' for CUDA)"
     try:
         import onnxruntime
     except ImportError as error:
-        hint = "pip install 'uniecs[onnxruntime]' (or 'uniecs[gpu]' for CUDA)"
         raise MissingExtraError(f"ONNX Runtime cannot be imported ({error}): {hint}") from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # Uninstalling onnxruntime or onnxruntime-gpu deletes the files that both share.
+        raise MissingExtraError(
+            f"the installed ONNX Runtime lacks its files; uninstall it, and onnxruntime-gpu: {hint}"
+        )
     return onnxruntime
 
 
