@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uniecs.backends.base import create_backend
-from uniecs.backends.openvino import OpenVinoBackend, constant_weights, import_openvino, without_telemetry
+from uniecs.backends.openvino import OpenVinoBackend, import_openvino, without_telemetry
+from uniecs.backends.openvino_int8 import constant_weights
 from uniecs.bundle import Bundle, open_bundle, write_manifest
 from uniecs.catalog import Product
 from uniecs.durable import new_folder

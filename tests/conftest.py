@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Tests compile what they test, and leave nothing in the home folder."""
+    os.environ["UNIECS_CACHE"] = ""
+
 
 COLOURS = ("red", "blue", "black", "green", "white", "grey")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from uniecs.backends import base
 from uniecs.backends import onnxruntime as ort_backend
 from uniecs.backends import openvino as ov_backend
 from uniecs.backends.base import Backend, available_backends, create_backend
 from uniecs.bundle import Bundle
+from uniecs.encoder import embed
 from uniecs.errors import BackendError, InputError, MissingExtraError
 
 fake = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fake_bundle.py"))))
@@ -135,8 +139,9 @@ def fake_onnxruntime(listed: list[str], used: list[str]) -> SimpleNamespace:
     session = SimpleNamespace(get_providers=lambda: used, disable_fallback=lambda: None)
     return SimpleNamespace(
         get_available_providers=lambda: listed,
-        SessionOptions=SimpleNamespace,
+        SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda *_: None),
         InferenceSession=lambda *_, **__: session,
+        preload_dlls=lambda: print("Failed to load libcublas.so.13"),
     )
 
 
@@ -144,13 +149,18 @@ def fake_onnxruntime(listed: list[str], used: list[str]) -> SimpleNamespace:
     ("listed", "used", "message"),
     [
         (["CPUExecutionProvider"], [], "needs CUDAExecutionProvider"),
-        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"], "fell back"),
+        (
+            ["CUDAExecutionProvider", "CPUExecutionProvider"],
+            ["CPUExecutionProvider"],
+            "fell back.*Failed to load libcublas",
+        ),
     ],
 )
 @pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
 def test_cuda_never_falls_back_to_the_cpu(
     bundle: Bundle,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     backend: str,
     listed: list[str],
     used: list[str],
@@ -159,6 +169,118 @@ def test_cuda_never_falls_back_to_the_cpu(
     monkeypatch.setattr(ort_backend, "import_onnxruntime", lambda: fake_onnxruntime(listed, used))
     with pytest.raises(BackendError, match=message):
         create_backend(bundle, backend, device="cuda")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kinds", ["image", "text", "both"])
+def test_tokens_pass_from_session_to_session_on_the_device(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kinds: str
+) -> None:
+    """The path for GPUs, with OrtValues on the CPU."""
+    pytest.importorskip("onnxruntime")
+    backend: Any = create_backend(bundle, "onnxruntime", threads=1)
+    golden = bundle.golden()
+    has = golden["modality_indicator"]
+    rows = (has == {"image": (1, 0), "text": (0, 1), "both": (1, 1)}[kinds]).all(1)
+    tokens = (golden["input_ids"][rows], golden["attention_mask"][rows]) if kinds != "image" else None
+    pixels = golden["pixel_values"][rows] if kinds != "text" else None
+    passed: list[Any] = []
+    original = ort_backend.Session.bound
+
+    def spied(self: Any, inputs: Any) -> Any:
+        passed.append(dict(inputs))
+        return original(self, inputs)
+
+    monkeypatch.setattr(ort_backend.Session, "bound", spied)
+    embedding = backend.embed(pixels, tokens)
+    np.testing.assert_allclose(embedding, golden["embedding"][rows], atol=1e-5)
+    assert np.abs(embedding[::-1] - golden["embedding"][rows]).max() > 0.01
+    np.testing.assert_array_equal(embedding, embed(backend, 8, pixels, tokens))
+    on_device = {name for name, value in passed[-1].items() if not isinstance(value, np.ndarray)}
+    assert (
+        on_device
+        == {"image": {"image_tokens"}, "text": {"text_tokens"}, "both": {"image_tokens", "text_tokens"}}[kinds]
+    )
+    with pytest.raises(BackendError, match=r"image_encoder.*pixel_values"):
+        backend.embed(np.zeros((1, 3, 5, 5), np.float32), None)
+
+
+THREADS = """
+import re, sys, numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uniecs.encoder import load
+encoder = load(sys.argv[1], backend=sys.argv[2], threads=int(sys.argv[3]))
+picture = np.zeros((20, 15, 3), np.uint8)
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda _: encoder.encode(["red bag"], [picture]), range(40)))
+print(re.search(r"Threads:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts threads as Linux does")
+@pytest.mark.parametrize("name", BACKENDS)
+def test_threads_bounds_what_a_process_starts(bundle: Bundle, name: str) -> None:
+    if name == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+
+    def count(threads: int) -> int:
+        command = [sys.executable, "-c", THREADS, str(bundle.path), name, str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    one, three = count(1), count(3)
+    # OpenVINO: an idle executor or two a graph, and one pool for all. ONNX Runtime: a pool a graph, without the caller.
+    assert three <= one + (3 * 2 if name == "onnxruntime" else 2)
+    assert one <= 16
+
+
+def test_sessions_neither_spin_nor_hoard(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    seen: list[Any] = []
+    original = onnxruntime.InferenceSession
+
+    def spied(path: str, options: Any, providers: Any) -> Any:
+        seen.append(options)
+        return original(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spied)
+    golden_run(create_backend(bundle, "onnxruntime", threads=2), bundle.golden())
+    assert [each.intra_op_num_threads for each in seen] == [2, 2, 2]
+    assert not any(each.enable_cpu_mem_arena for each in seen)
+    assert {each.get_session_config_entry("session.intra_op.allow_spinning") for each in seen} == {"0"}
+
+
+def test_openvino_pins_no_thread_and_keeps_few_requests(bundle: Bundle) -> None:
+    backend: Any = create_backend(bundle, "openvino", threads=2)
+    model = backend._compiled_model(bundle.graph_path("fusion"))
+    assert model.get_property("ENABLE_CPU_PINNING") is False
+    assert model.get_property("INFERENCE_NUM_THREADS") == 2
+    made_requests = 0
+
+    def counted() -> Any:
+        nonlocal made_requests
+        made_requests += 1
+        return request
+
+    request = SimpleNamespace(infer=lambda inputs, share_inputs: (barrier.wait(30), [inputs])[1])
+    backend._compiled_model = lambda path: SimpleNamespace(create_infer_request=counted)
+    run = backend._compile(bundle.graph_path("fusion"))
+    barrier = threading.Barrier(12)
+    for expected in (12, 12 + 12 - ov_backend.MAX_IDLE):
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(run, [{}] * 12))
+        assert made_requests == expected
+
+
+def test_a_quota_bounds_the_threads(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    backend: Any = create_backend(bundle)
+    assert backend._threads == 1
+    assert create_backend(bundle, threads=3)._threads == 3  # type: ignore[attr-defined]
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert create_backend(bundle)._threads is None  # type: ignore[attr-defined]
 
 
 def test_a_missing_engine_names_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

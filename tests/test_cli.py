@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+import types
 from argparse import ArgumentTypeError
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniecs import __version__, cli
+from uniecs import __version__, cli, doctor
 from uniecs.encoder import EncodeResult
 from uniecs.errors import InputError, ParityError, UniecsError
 
@@ -314,6 +316,43 @@ def test_doctor_reports_what_is_here(monkeypatch: pytest.MonkeyPatch, capsys: py
     out = capsys.readouterr().out
     assert 'load("mini") does NOT work' in out
     assert "the bundle is cut off" in out
+
+
+def test_doctor_explains_two_onnxruntimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    installed = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.30.0", "numpy": "2"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(doctor, "_default", lambda: {"model": "mini", "works": True, "chosen": "x", "why": "y"})
+    monkeypatch.setattr(doctor, "_models", list)
+    report = doctor.examine()
+    (conflict,) = report["conflicts"]
+    assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.30.0 are both installed" in conflict
+    assert "finds onnxruntime" in conflict
+    assert "CPUExecutionProvider" in conflict
+    assert f"CONFLICT: {conflict}" in doctor.format_report(report)
+    broken = types.ModuleType("onnxruntime")
+    monkeypatch.setitem(sys.modules, "onnxruntime", broken)
+    assert "`import onnxruntime` fails: " in doctor._conflicts(installed)[0]
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        assert doctor._conflicts({**installed, name: None}) == []
+
+
+def test_doctor_tells_where_compiled_graphs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIECS_CACHE", "")
+    assert doctor._cache().startswith("not kept")
+    monkeypatch.setenv("UNIECS_CACHE", str(tmp_path))
+    (tmp_path / "a.blob").write_bytes(bytes(2_000_000))
+    assert doctor._cache() == f"1 in {tmp_path} (2 MB)"
+    tmp_path.chmod(0o777)
+    assert "NOT USED" in doctor._cache()
+    monkeypatch.setenv("UNIECS_CACHE", str(tmp_path / "later"))
+    assert doctor._cache() == f"0 in {tmp_path / 'later'} (0 MB)"
 
 
 @pytest.mark.parametrize(("command", "extra"), [("train --config x", "train"), ("export x --out y", "export")])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import runpy
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +17,9 @@ import pytest
 from PIL import Image
 
 from uniecs import encoder as encoder_module
-from uniecs.backends.base import Backend, create_backend, embed_through_host
+from uniecs.backends import threads as threads_module
+from uniecs.backends.base import Backend, create_backend, embed_through
+from uniecs.backends.threads import ThreadBudget, usable_cpus
 from uniecs.encoder import Encoder, load
 from uniecs.errors import BundleError, ImageError, InputError, ParityError, TextError, UniecsError
 
@@ -30,14 +35,16 @@ class Recorder:
         self.inner, self.alter = inner, alter
         self.name, self.device, self.precision = inner.name, inner.device, inner.precision
         self.runs: list[tuple[str, dict[str, tuple[int, ...]]]] = []
+        self.before: Any = lambda: None
 
     def run(self, graph: str, inputs: Any) -> Array:
         self.runs.append((graph, {name: array.shape for name, array in inputs.items()}))
+        self.before()
         output = self.inner.run(graph, inputs)
         return self.alter(output) if self.alter and graph == "fusion" else output
 
     def embed(self, pixel_values: Any, tokens: Any) -> Array:
-        return embed_through_host(self, fake.DIM, pixel_values, tokens)
+        return embed_through(self.run, fake.DIM, pixel_values, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +54,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     return load(folder)
 
 
-def recorded(encoder: Encoder, alter: Any = None) -> tuple[Encoder, Recorder]:
+def recorded(encoder: Encoder, alter: Any = None, threads: int | None = None) -> tuple[Encoder, Recorder]:
     recorder = Recorder(create_backend(encoder.bundle), alter)
-    return Encoder(encoder.bundle, recorder), recorder
+    return Encoder(encoder.bundle, recorder, threads), recorder
 
 
 def picture(seed: int) -> Array:
@@ -125,12 +132,91 @@ def test_pixel_values_never_pile_up(encoder: Encoder, monkeypatch: pytest.Monkey
     def counted(*arguments: Any) -> Any:
         done = sum(inputs["pixel_values"][0] for graph, inputs in recorder.runs if graph == "image_encoder")
         decoded.append(1)
-        assert len(decoded) - done <= 4
+        assert len(decoded) - done <= 8  # this batch and the next
         return original(*arguments)
 
     monkeypatch.setattr(encoder_module, "pixel_values", counted)
     spied.encode(images=[picture(0)] * 150, batch_size=4)
     assert len(decoded) == 150
+
+
+def test_the_next_batch_is_decoded_while_this_one_runs(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    spied, recorder = recorded(encoder, threads=2)
+    decoded, begun = 0, threading.Event()
+    original = encoder_module.__dict__["pixel_values"]
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        if decoded > 4:
+            begun.set()
+        return original(*arguments)
+
+    monkeypatch.setattr(encoder_module, "pixel_values", counted)
+    recorder.before = lambda: begun.wait(60)
+    spied.encode(images=[picture(i) for i in range(8)], batch_size=4)
+    assert begun.is_set()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_do_not_change_what_comes_out(encoder: Encoder, tmp_path: Path, threads: int) -> None:
+    texts, images, expected = faulty(tmp_path)
+    result = recorded(encoder, threads=threads)[0].encode(texts * 3, images * 3, errors="return", batch_size=4)
+    places = {i + turn * len(texts): error for turn in range(3) for i, error in expected.items()}
+    assert {i: type(error) for i, error in result.errors.items()} == places
+    once = encoder.encode(texts, images, errors="return").embeddings
+    np.testing.assert_allclose(result.embeddings, np.concatenate([once] * 3), atol=1e-5)
+
+
+def test_one_image_starts_no_thread(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    spied, _ = recorded(encoder, threads=4)
+    monkeypatch.setattr(encoder_module, "ThreadPoolExecutor", None)
+    spied.encode(images=[picture(0)])
+    spied.encode(texts=["red"] * 40)
+    with pytest.raises(TypeError):
+        spied.encode(images=[picture(0)] * 2)
+
+
+def test_one_object_may_stand_in_many_items(encoder: Encoder, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(1)).resize((400, 400)).save(path)
+    with Image.open(path) as lazy:
+        rows = recorded(encoder, threads=8)[0].encode(images=[lazy] * 16, batch_size=8)
+    np.testing.assert_allclose(rows, np.repeat(encoder.encode(images=[path]), 16, axis=0), atol=1e-5)
+
+
+def test_decoding_takes_what_runs_leave() -> None:
+    budget, active, most = ThreadBudget(3), 0, 0
+    lock = threading.Lock()
+
+    def decode(_: int) -> None:
+        nonlocal active, most
+        with budget.decode():
+            with lock:
+                active += 1
+                most = max(most, active)
+            time.sleep(0.002)
+            with lock:
+                active -= 1
+
+    for running, allowed in ((0, 3), (1, 2), (2, 1), (3, 1), (99, 1)):
+        most = 0
+        with ThreadPoolExecutor(8) as pool, budget.run(running):
+            list(pool.map(decode, range(24)))
+        assert 1 <= most <= allowed
+    with pytest.raises(KeyError), budget.run(3):
+        raise KeyError
+    assert budget._running == 0
+
+
+def test_usable_cpus_obey_affinity_and_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(threads_module, "CGROUP_QUOTA", quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert usable_cpus() == 6
+    for text, expected in {"max 100000": 6, "150000 100000": 2, "900000 100000": 6, "1000 100000": 1, "odd": 6}.items():
+        quota.write_text(text)
+        assert usable_cpus() == expected
 
 
 def test_nothing_in_nothing_out(encoder: Encoder) -> None:

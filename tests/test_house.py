@@ -40,6 +40,7 @@ MODULES = {
     "uniecs.encoder": "serve",
     "uniecs.index": "serve",
     "uniecs.engine": "serve",
+    "uniecs.query_cache": "serve",
     "uniecs.index_folder": "serve",
     "uniecs.evaluation": "evaluation",
     "uniecs.benchmark_sets": "evaluation",

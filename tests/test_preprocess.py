@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from uniecs import preprocess
 from uniecs.config import Preprocessing
 from uniecs.errors import ImageError, TextError
-from uniecs.preprocess import MAX_IMAGE_PIXELS, check_text, letterbox, normalize, open_image, pixel_values
+from uniecs.preprocess import (
+    MAX_IMAGE_PIXELS,
+    check_text,
+    letterbox,
+    normalize,
+    open_image,
+    pixel_values,
+    read_canvas,
+)
 
 P = Preprocessing(height_px=40, width_px=30)
 
@@ -61,6 +72,124 @@ def test_normalize_is_x_over_255_minus_mean_over_std() -> None:
     canvas = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
     expected = np.moveaxis((canvas / 255.0 - np.array(p.mean)) / np.array(p.std), -1, 0)
     np.testing.assert_allclose(normalize(canvas, p), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_normalize_is_bit_for_bit_the_plain_formula(kind: type) -> None:
+    p = Preprocessing(height_px=16, width_px=16, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.27, 0.26, 0.28))
+    canvas = np.stack([np.arange(256).reshape(16, 16)] * 3, axis=-1).astype(kind)[np.newaxis].repeat(2, axis=0)
+    factor = (1.0 / (255.0 * np.array(p.std))).astype(np.float32)
+    shift = (np.array(p.mean) / np.array(p.std)).astype(np.float32)
+    expected = np.moveaxis(canvas.astype(np.float32) * factor - shift, -1, -3)
+    assert expected.dtype == np.float32
+    np.testing.assert_array_equal(normalize(canvas, p), expected)
+    filled = np.full((2, 3, 16, 16), np.nan, np.float32)
+    assert normalize(canvas, p, filled) is filled
+    np.testing.assert_array_equal(filled, expected)
+    fused = np.moveaxis(canvas.astype(np.float64) * factor - shift, -1, -3).astype(np.float32)
+    assert (fused != expected).any(), "the test would not see a fused multiply-add"
+
+
+def blurred(width: int, height: int) -> Image.Image:
+    """Six by eight random colours, enlarged: as smooth as a photo."""
+    return photo(6, 8).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def decoded_size(data: bytes) -> tuple[int, int]:
+    return preprocess._decode(data, P).image.size
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [
+        ((119, 160), 1),  # 119 // 2 is less than twice 30
+        ((120, 160), 2),
+        ((121, 163), 2),
+        ((239, 320), 2),
+        ((240, 320), 4),
+        ((247, 327), 4),
+        ((480, 640), 8),
+        ((2003, 3007), 8),
+        ((120, 40), 2),  # becomes 30 x 10
+        ((60, 640), 4),  # becomes 4 x 40
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
+def test_a_large_jpeg_is_decoded_at_a_reduced_size(
+    size: tuple[int, int], scale: int, options: dict[str, object]
+) -> None:
+    data = encoded(blurred(*size), "JPEG", quality=90, **options)
+    assert decoded_size(data) == (-(-size[0] // scale), -(-size[1] // scale))
+    assert open_image(data).size == size
+    canvas, whole = read_canvas(data, P).astype(int), letterbox(open_image(data), P)
+    assert np.abs(canvas - whole).mean() < 0.6
+    assert np.abs(canvas - whole).max() < 16
+    for wrong in (np.roll(canvas, 1, 0), np.roll(canvas, 1, 1), canvas[::-1], np.full_like(canvas, 255)):
+        assert np.abs(wrong - whole).mean() > 1.2
+
+
+def reference_pass(rows: np.ndarray[Any, Any], length: float, out: int) -> np.ndarray[Any, Any]:
+    """docs/bundle-format.md, step 3, along the first axis."""
+    scale = length / out
+    width = max(scale, 1.0)
+    lines = []
+    for i in range(out):
+        centre = (i + 0.5) * scale
+        taken = range(max(0, int(centre - 2 * width + 0.5)), min(math.ceil(length), int(centre + 2 * width + 0.5)))
+        t = np.abs([(x - centre + 0.5) / width for x in taken])
+        inner, outer = (1.5 * t - 2.5) * t * t + 1, (((t - 5) * t + 8) * t - 4) * -0.5
+        weights = np.where(t < 1, inner, np.where(t < 2, outer, 0.0))
+        weights = weights / weights.sum() * 2**22
+        integers = np.where(weights < 0, np.ceil(weights - 0.5), np.floor(weights + 0.5)).astype(np.int64)
+        total = np.tensordot(integers, rows[taken.start : taken.stop].astype(np.int64), 1)
+        lines.append(np.clip((2**21 + total) >> 22, 0, 255))
+    return np.array(lines, np.uint8)
+
+
+@pytest.mark.parametrize("size", [(247, 327), (121, 163), (480, 640), (90, 61)])
+def test_a_reduced_jpeg_is_scaled_as_the_format_page_says(size: tuple[int, int]) -> None:
+    data = encoded(photo(*size), "JPEG", quality=90)
+    image, (w, h), scale = preprocess._decode(data, P)
+    assert (w, h) == size
+    fills_height = w * 40 <= 30 * h
+    w2, h2 = (max(1, (2 * w * 40 + h) // (2 * h)), 40) if fills_height else (30, max(1, (2 * h * 30 + w) // (2 * w)))
+    across = reference_pass(np.asarray(image).swapaxes(0, 1), w / scale, w2).swapaxes(0, 1)
+    expected = np.full((40, 30, 3), 255, np.uint8)
+    top, left = (40 - h2) // 2, (30 - w2) // 2
+    expected[top : top + h2, left : left + w2] = reference_pass(across, h / scale, h2)
+    np.testing.assert_array_equal(read_canvas(data, P), expected)
+
+
+def test_a_reduced_jpeg_is_turned_after_its_size_was_chosen() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright, turned = (encoded(blurred(640, 60), "JPEG", **extra) for extra in ({}, {"exif": exif}))
+    assert decoded_size(upright) == (80, 8)  # 640 x 60 becomes 30 x 3
+    assert decoded_size(turned) == (15, 160)  # 60 x 640 becomes 4 x 40
+    whole = letterbox(open_image(turned), P)
+    assert np.abs(read_canvas(turned, P).astype(int) - whole).mean() < 0.6
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpegs_are_reduced(mode: str) -> None:
+    data = encoded(blurred(480, 640).convert(mode), "JPEG")
+    assert decoded_size(data) == (60, 80)
+    assert np.abs(read_canvas(data, P).astype(int) - letterbox(open_image(data), P)).mean() < 0.6
+
+
+def test_a_reduced_multi_picture_file_gives_its_first_picture() -> None:
+    first, second = (Image.new("RGB", (480, 640), colour) for colour in ("red", "blue"))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert decoded_size(data) == (60, 80)
+    assert read_canvas(data, P)[9, 9, 0] > 200
+
+
+def test_only_jpeg_files_are_reduced() -> None:
+    image = blurred(480, 640)
+    for source in (image, np.asarray(image), encoded(image), encoded(image, "WEBP")):
+        assert preprocess._decode(source, P).image.size == (480, 640)
+    lazy = Image.open(io.BytesIO(encoded(image, "JPEG")))
+    assert preprocess._decode(lazy, P).image.size == lazy.size == (480, 640)
 
 
 def test_exif_orientation_is_applied() -> None:
@@ -114,6 +243,8 @@ def test_decompression_bombs_are_refused_from_the_header(size: tuple[int, int]) 
     assert size[0] * size[1] > MAX_IMAGE_PIXELS
     with pytest.raises(ImageError, match=r"too large|pixels"):
         open_image(png_header(*size))
+    with pytest.raises(ImageError, match="pixels"):
+        read_canvas(png_header(*size), P)
 
 
 def bad_images() -> dict[str, object]:
@@ -155,6 +286,7 @@ def test_damaged_files_never_raise_anything_else() -> None:
             with warnings.catch_warnings(), contextlib.suppress(ImageError):
                 warnings.simplefilter("ignore", UserWarning)  # Pillow's "Corrupt EXIF data"
                 assert open_image(cut).mode == "RGB"
+                assert read_canvas(cut, Preprocessing(height_px=4, width_px=4)).shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\0\0", None, 3, b"bytes", "\ud800", "x" * 1_000_001])

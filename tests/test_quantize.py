@@ -13,7 +13,8 @@ import pytest
 
 from uniecs.backends import openvino as ov_backend
 from uniecs.backends.base import create_backend
-from uniecs.backends.openvino import OpenVinoBackend, import_openvino, quantize
+from uniecs.backends.openvino import OpenVinoBackend, import_openvino
+from uniecs.backends.openvino_int8 import quantize
 from uniecs.bundle import Bundle, open_bundle
 from uniecs.catalog import Product
 from uniecs.cli import main

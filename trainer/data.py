@@ -18,7 +18,7 @@ from torch import Tensor
 from uniecs.catalog import Product
 from uniecs.config import ModelConfig, Preprocessing
 from uniecs.errors import InputError, TrainingError
-from uniecs.preprocess import Tokenizer, letterbox, normalize, open_image
+from uniecs.preprocess import Tokenizer, normalize, read_canvas
 from uniecs.trainer.distributed import World
 from uniecs.trainer.pairs import Pair, PairStream, fill_gaps
 from uniecs.trainer.settings import WHOLE_IMAGES, AugmentSettings
@@ -166,7 +166,7 @@ class BatchMaker:
 
 
 def _canvas(product: Product, preprocessing: Preprocessing) -> Canvas | None:
-    return None if product.image is None else letterbox(open_image(product.image), preprocessing)
+    return None if product.image is None else read_canvas(product.image, preprocessing)
 
 
 def decoder_threads() -> int:

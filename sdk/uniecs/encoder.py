@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from uniecs.backends.base import Backend, create_backend
+from uniecs.backends.threads import ThreadBudget, process_budget
 from uniecs.bundle import Bundle, locate_bundle, open_bundle
 from uniecs.errors import InputError, ParityError, UniecsError
 from uniecs.preprocess import ImageSource, Tokenizer, check_text, pixel_values
@@ -37,6 +43,15 @@ class _Item:
     image: ImageSource | None
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Items of one kind; `errors` gives for each image what is wrong with it or None, once its `pixels` are filled."""
+
+    items: Sequence[_Item]
+    pixels: FloatArray | None
+    errors: Iterator[InputError | None]
+
+
 def load(
     name_or_path: str | os.PathLike[str] = "mini",
     *,
@@ -48,21 +63,25 @@ def load(
     """The encoder of a packaged bundle (by name) or of a bundle folder (by path).
 
     device: auto, cpu, cuda; backend: auto, openvino, onnxruntime, tensorrt; precision: auto, fp32, bf16, fp16 (of
-    tensorrt), int8 (of a bundle with an int8 variant); threads: CPU threads for one run, None for the engine's choice.
-    Raises `BundleError` for an unknown, damaged or newer bundle, `BackendError` or `MissingExtraError` for what is not
-    available here.
+    tensorrt), int8 (of a bundle with an int8 variant); threads: CPU threads of this encoder, None for all that the
+    process may use, shared by all such encoders. Raises `BundleError` for an unknown, damaged or newer bundle,
+    `BackendError` or `MissingExtraError` for what is not available here.
     """
     bundle = open_bundle(locate_bundle(name_or_path))
-    return Encoder(bundle, create_backend(bundle, backend, device, precision, threads))
+    return Encoder(bundle, create_backend(bundle, backend, device, precision, threads), threads)
 
 
 class Encoder:
     """Embeds products and queries of any modality; thread-safe."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        """Raises `BundleError` if the bundle's tokenizer cannot be read."""
+    def __init__(self, bundle: Bundle, backend: Backend, threads: int | None = None) -> None:
+        """`threads` as in `load`. Raises `BundleError` if the bundle's tokenizer cannot be read."""
         self.bundle = bundle
         self._backend = backend
+        self._budget = process_budget() if threads is None else ThreadBudget(threads)
+        # A GPU's run occupies the thread that waits for it.
+        self._run_threads = self._budget.threads if backend.device == "cpu" else 1
+        self._sharing = threading.Lock()
         self._preprocessing = bundle.preprocessing
         self._tokenizer = Tokenizer(bundle.tokenizer_json(), self._preprocessing.max_tokens)
 
@@ -129,11 +148,11 @@ class Encoder:
     ) -> FloatArray | EncodeResult:
         """Embed n items, each a text, an image or both: (n, embed_dim) float32 in input order, unit L2 norm.
 
-        `texts` and `images` run in parallel; None is an absent side, of one item or of all. At most
-        `batch_size` images are decoded at a time. errors="raise" raises the error of the first bad item, its
-        position in the message; errors="return" gives an `EncodeResult`. A bad image beside a good text is
-        that item's error. Raises `InputError` for arguments that cannot be paired up, `BackendError` and
-        `ParityError` when the engine fails.
+        `texts` and `images` run in parallel; None is an absent side, of one item or of all. While a batch of
+        `batch_size` runs, the images of the next are decoded, and no further ones. errors="raise" raises the error
+        of the first bad item, its position in the message; errors="return" gives an `EncodeResult`. A bad image
+        beside a good text is that item's error. Raises `InputError` for arguments that cannot be paired up,
+        `BackendError` and `ParityError` when the engine fails.
         """
         if errors not in ("raise", "return"):
             raise InputError(f"errors is {errors!r}; expected 'raise' or 'return'")
@@ -164,8 +183,21 @@ class Encoder:
             groups.setdefault((item.ids is not None, item.image is not None), []).append(item)
         for group in groups.values():
             group.sort(key=lambda item: len(item.ids or ()))
-            for first in range(0, len(group), batch_size):
-                self._encode_batch(group[first : first + batch_size], embeddings, failed)
+        batches = [
+            group[first : first + batch_size] for group in groups.values() for first in range(0, len(group), batch_size)
+        ]
+        workers = min(self._budget.threads, sum(item.image is not None for group in groups.values() for item in group))
+        if workers < 2:
+            for items in batches:
+                self._run(self._prepared(items, partial(map, self._fill)), embeddings, failed)
+            return
+        with ThreadPoolExecutor(workers, "uniecs-decode") as pool:
+            ahead: deque[_Batch] = deque()
+            for items in batches:
+                ahead.append(self._prepared(items, partial(pool.map, self._fill_within_budget)))
+                if len(ahead) == 2:
+                    self._run(ahead.popleft(), embeddings, failed)
+            self._run(ahead.popleft(), embeddings, failed)
 
     def _tokenized(self, pairs: Sequence[tuple[Any, Any]], start: int, failed: dict[int, UniecsError]) -> list[_Item]:
         """The usable items of a window, their texts as token ids."""
@@ -180,27 +212,42 @@ class Encoder:
         ids = iter(self._tokenizer.encode([text for _, text, _ in good if text is not None]))
         return [_Item(position, None if text is None else next(ids), image) for position, text, image in good]
 
-    def _encode_batch(self, items: Sequence[_Item], embeddings: FloatArray, failed: dict[int, UniecsError]) -> None:
-        """Embed items of one kind together; an image that fails leaves the batch."""
-        pixels: list[FloatArray] = []
-        kept: list[_Item] = []
-        for item in items:
-            try:
-                if item.image is not None:
-                    pixels.append(pixel_values(item.image, self._preprocessing))
-                kept.append(item)
-            except InputError as error:
-                failed[item.position] = error
-        if not kept:
-            return
-        ids = [item.ids for item in kept if item.ids is not None]
-        rows = embed(
-            self._backend,
-            self.embed_dim,
-            np.stack(pixels) if pixels else None,
-            self._tokenizer.pad(ids) if ids else None,
-        )
-        embeddings[[item.position for item in kept]] = rows
+    def _prepared(self, items: Sequence[_Item], fill: Callable[..., Iterator[InputError | None]]) -> _Batch:
+        """A batch of items of one kind, into whose pixels `fill` decodes their images."""
+        images = [item.image for item in items if item.image is not None]
+        if not images:
+            return _Batch(items, None, iter(()))
+        p = self._preprocessing
+        pixels = np.empty((len(images), 3, p.height_px, p.width_px), np.float32)
+        return _Batch(items, pixels, fill(images, pixels))
+
+    def _fill(self, image: ImageSource, pixels: FloatArray) -> InputError | None:
+        """Decode `image` to `pixels` (3, H, W)."""
+        try:
+            pixel_values(image, self._preprocessing, pixels)
+        except InputError as error:
+            return error
+        return None
+
+    def _fill_within_budget(self, image: ImageSource, pixels: FloatArray) -> InputError | None:
+        # A file object, or a Pillow image that is read on use, may stand in several items.
+        shared = not isinstance(image, (str, os.PathLike, bytes, bytearray, np.ndarray))
+        with self._sharing if shared else nullcontext(), self._budget.decode():
+            return self._fill(image, pixels)
+
+    def _run(self, batch: _Batch, embeddings: FloatArray, failed: dict[int, UniecsError]) -> None:
+        """Embed a batch; an item whose image failed leaves it."""
+        items, pixels, errors = batch.items, batch.pixels, list(batch.errors)
+        if any(errors):
+            failed |= {item.position: error for item, error in zip(items, errors, strict=True) if error is not None}
+            good = [place for place, error in enumerate(errors) if error is None]
+            if not good:
+                return
+            items, pixels = [items[place] for place in good], None if pixels is None else pixels[good]
+        ids = [item.ids for item in items if item.ids is not None]
+        with self._budget.run(self._run_threads):
+            rows = embed(self._backend, self.embed_dim, pixels, self._tokenizer.pad(ids) if ids else None)
+        embeddings[[item.position for item in items]] = rows
 
 
 def embed(

@@ -31,6 +31,7 @@ from uniecs.index_folder import (
     read_manifest,
     write_contents,
 )
+from uniecs.query_cache import QueryCache
 
 if TYPE_CHECKING:
     from uniecs.encoder import Encoder
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 Where: TypeAlias = Mapping[str, object]
 
+QUERY_CACHE = 1024  # embeddings of queries kept: about a megabyte
 # Products embedded together: bounds the memory that their decoded images take.
 CHUNK = 64
 # The modalities that a view embeds: (text, image).
@@ -95,6 +97,7 @@ class SearchEngine:
         manifest: Manifest,
         products: list[Product | None],
         indexes: dict[str, VectorIndex],
+        cache: QueryCache,
     ) -> None:
         """Not to be called: use `create` or `open`."""
         self._path = path
@@ -102,6 +105,7 @@ class SearchEngine:
         self._manifest = manifest
         self._changed = manifest.generation == 0
         self._closed = False
+        self._cache = cache
         self._writing = threading.Lock()
         self._state = threading.Lock()
         self._fill(products, indexes)
@@ -120,13 +124,17 @@ class SearchEngine:
         views: Sequence[str] = ("multimodal",),
         M: int = 16,
         ef_construction: int = 200,
+        *,
+        query_cache: int = QUERY_CACHE,
+        cache_images: bool = False,
     ) -> Self:
         """A new, empty engine; the first `save()` makes the folder `path`.
 
         A view is an index of its own: "multimodal" holds every product by whatever it has, "image" and
         "text" the products that have that, embedded from it alone. `M` and `ef_construction` are HNSW's
-        links a node and breadth of building. Raises `IndexFileError` if `path` already holds something,
-        `ConfigError` for unusable settings.
+        links a node and breadth of building. The embeddings of the last `query_cache` queries are kept, those with
+        an image only if `cache_images`. Raises `IndexFileError` if `path` already holds something,
+        `ConfigError` or `InputError` for unusable settings.
         """
         path = Path(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -134,7 +142,8 @@ class SearchEngine:
         config = IndexConfig.from_dict({"views": views, "M": M, "ef_construction": ef_construction})
         bundle = BundleReference.of(encoder.bundle.path)
         manifest = Manifest(0, encoder.model_id, encoder.embed_dim, bundle, config)
-        return cls(path, encoder, manifest, [], empty_indexes(manifest))
+        cache = QueryCache(query_cache, images=cache_images)
+        return cls(path, encoder, manifest, [], empty_indexes(manifest), cache)
 
     @classmethod
     def open(
@@ -146,13 +155,15 @@ class SearchEngine:
         backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        query_cache: int = QUERY_CACHE,
+        cache_images: bool = False,
     ) -> Self:
         """Open a saved index; nothing in its folder is changed by that.
 
-        Without an `encoder` the bundle that the index records is loaded, with the other arguments as in
-        `uniecs.load`. Raises `IndexFileError` for an index that is missing, damaged or of a newer format,
-        `ModelMismatchError` if its vectors are of another model than the encoder, `BundleError` or
-        `BackendError` as `uniecs.load`.
+        Without an `encoder` the bundle that the index records is loaded, with device, backend, precision and
+        threads as in `uniecs.load`; `query_cache` and `cache_images` as in `create`. Raises `IndexFileError` for an
+        index that is missing, damaged or of a newer format, `ModelMismatchError` if its vectors are of another
+        model than the encoder, `BundleError` or `BackendError` as `uniecs.load`.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -166,7 +177,8 @@ class SearchEngine:
                 f"{path} holds vectors of {manifest.model_id} ({manifest.embed_dim} wide), the encoder is "
                 f"{encoder.model_id} ({encoder.embed_dim} wide): open it with its own model, or index anew"
             )
-        return cls(path, encoder, manifest, *read_contents(path, manifest))
+        cache = QueryCache(query_cache, images=cache_images)
+        return cls(path, encoder, manifest, *read_contents(path, manifest), cache)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -360,7 +372,7 @@ class SearchEngine:
         queries = list(queries)
         if not all(isinstance(query, Query) for query in queries):
             raise InputError("queries has an item that is not a uniecs.Query")
-        vectors, failed = self._encode(queries)
+        vectors, failed = self._cache.embed(queries, self._encode)
         if failed and errors == "raise":
             raise failed[min(failed)]
         hits: list[list[Hit]] = [[] for _ in queries]

@@ -1,9 +1,9 @@
 """The only image and text preprocessing: the encoder, the trainer and the exporter all call it.
 
 An image becomes `pixel_values` in four steps: decode to 8-bit RGB (EXIF orientation applied, alpha laid on white,
-the first frame of an animation), scale to fit inside (height_px, width_px) with the aspect ratio kept (Pillow
-BICUBIC, horizontally first), centre on white, normalise. A text becomes WordPiece ids through Hugging Face
-`tokenizers`.
+the first frame of an animation; a large JPEG at 1/2, 1/4 or 1/8 of its size), scale to fit inside (height_px,
+width_px) with the aspect ratio kept (Pillow BICUBIC, horizontally first), centre on white, normalise. A text becomes
+WordPiece ids through Hugging Face `tokenizers`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias, Union
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,10 @@ MAX_IMAGE_PIXELS = 64_000_000
 MAX_TEXT_CHARS = 1_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 WHITE = (255, 255, 255)
+# A JPEG is decoded at the smallest of these sizes that leaves both sides at least SPARE times as long as needed.
+REDUCTIONS = (8, 4, 2)
+SPARE = 2
+ORIENTATION = 0x0112
 # What Pillow's decoders raise on damaged files, seen over its formats.
 DECODER_ERRORS = (
     OSError,
@@ -50,21 +54,38 @@ DECODER_ERRORS = (
 def open_image(source: ImageSource) -> Image:
     """Decode a path, bytes, binary file object, Pillow image or HxWx3 uint8 array to an 8-bit RGB Pillow image.
 
-    Raises `ImageError` when it is missing, damaged, of an unknown kind, or has more than `MAX_IMAGE_PIXELS` pixels
-    (seen from the header, before anything is decoded).
+    It may be the given Pillow image itself. Raises `ImageError` when it is missing, damaged, of an unknown kind, or has
+    more than `MAX_IMAGE_PIXELS` pixels (seen from the header, before anything is decoded).
     """
+    return _decode(source, None).image
+
+
+class _Picture(NamedTuple):
+    """An RGB image at 1/scale of the size (width, height) that its file tells, sides rounded up."""
+
+    image: Image
+    size: tuple[int, int]
+    scale: int
+
+
+def _decode(source: ImageSource, preprocessing: Preprocessing | None) -> _Picture:
+    """`open_image`; with `preprocessing`, a JPEG file that is far larger than that needs at a reduced size."""
     from PIL import Image, UnidentifiedImageError
 
     name = describe(source)
     try:
         if isinstance(source, Image.Image):
-            return _to_rgb(source, name)
+            return _whole(_to_rgb(source, name))
         if isinstance(source, np.ndarray):
-            return Image.fromarray(_checked_array(source))
+            return _whole(Image.fromarray(_checked_array(source)))
         Image.init()
         formats = [each for each in FORMATS if each in Image.OPEN]  # a Pillow build may lack one
         with Image.open(_opened(source, name), formats=formats) as image:
-            return _to_rgb(image, name)
+            _check_pixels(*image.size, name)
+            if preprocessing is None or image.format not in ("JPEG", "MPO"):
+                return _whole(_to_rgb(image, name))
+            size, scale = _reduce(image, preprocessing)
+            return _Picture(_to_rgb(image, name), size, scale)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -118,7 +139,7 @@ def _to_rgb(image: Image, name: str) -> Image:
 
     _check_pixels(*image.size, name)
     image.load()
-    if image.getexif().get(0x0112, 1) != 1:
+    if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # 16 bits to 8: the high byte, as 16-bit RGB is decoded too.
@@ -129,44 +150,99 @@ def _to_rgb(image: Image, name: str) -> Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _whole(image: Image) -> _Picture:
+    return _Picture(image, image.size, 1)
+
+
+def _reduce(image: Image, preprocessing: Preprocessing) -> tuple[tuple[int, int], int]:
+    """Have libjpeg decode a JPEG at 1/8, 1/4 or 1/2 of its size, where `SPARE` times what the letterbox needs remains.
+
+    Returns the size of the whole picture, turned as it will be shown, and the scale.
+    """
+    size = image.size
+    turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    shown = size[::-1] if turned else size
+    needed = _fitted(*shown, preprocessing)
+    for scale in REDUCTIONS:
+        if shown[0] // scale >= SPARE * needed[0] and shown[1] // scale >= SPARE * needed[1]:
+            image.draft(None, (size[0] // scale, size[1] // scale))
+            return shown, scale
+    return shown, 1
+
+
+def _fitted(w: int, h: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """The size of a w x h picture inside the letterbox: rounded half up, in integers; a side is at least 1 px."""
+    width, height = preprocessing.width_px, preprocessing.height_px
+    if w * height <= width * h:
+        return max(1, (2 * w * height + h) // (2 * h)), height
+    return width, max(1, (2 * h * width + w) // (2 * w))
 
 
 def letterbox(image: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Fit an RGB image inside (height_px, width_px), aspect ratio kept, centred on white.
 
-    Returns uint8 of shape (height_px, width_px, 3). Sizes are rounded half up, in integers; a side is at least 1 px.
+    Returns uint8 of shape (height_px, width_px, 3).
     """
+    return _letterbox(_whole(image), preprocessing)
+
+
+def _letterbox(picture: _Picture, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """`letterbox`; of a reduced picture without the part of its last row and column that lies beyond its size."""
     from PIL import Image
 
+    image, whole, scale = picture
     width, height = preprocessing.width_px, preprocessing.height_px
-    w, h = image.size
-    if w * height <= width * h:
-        size = (max(1, (2 * w * height + h) // (2 * h)), height)
-    else:
-        size = (width, max(1, (2 * h * width + w) // (2 * w)))
+    size = _fitted(*whole, preprocessing)
     # Two steps, as Pillow 13 would otherwise choose the order of its passes by the picture's shape.
-    scaled = image.resize((size[0], h), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+    if image.width != size[0]:
+        part = (0, 0, whole[0] / scale, image.height)
+        image = image.resize((size[0], image.height), Image.Resampling.BICUBIC, part)
+    if image.height != size[1]:
+        image = image.resize(size, Image.Resampling.BICUBIC, (0, 0, size[0], whole[1] / scale))
     if size == (width, height):
-        return np.asarray(scaled)
+        return np.asarray(image)
     canvas = Image.new("RGB", (width, height), WHITE)
-    canvas.paste(scaled, ((width - size[0]) // 2, (height - size[1]) // 2))
+    canvas.paste(image, ((width - size[0]) // 2, (height - size[1]) // 2))
     return np.asarray(canvas)
 
 
+def read_canvas(source: ImageSource, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """One image decoded and letterboxed: uint8 of shape (height_px, width_px, 3); raises `ImageError`.
+
+    A JPEG file that is far larger than that is decoded at 1/2, 1/4 or 1/8 of its size.
+    """
+    return _letterbox(_decode(source, preprocessing), preprocessing)
+
+
 def normalize(
-    canvas: npt.NDArray[np.uint8] | npt.NDArray[np.float32], preprocessing: Preprocessing
+    canvas: npt.NDArray[np.uint8] | npt.NDArray[np.float32],
+    preprocessing: Preprocessing,
+    out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """(..., H, W, 3) of 0 to 255 to (..., 3, H, W) float32: x * 1/(255 std) - mean/std, both factors in float32."""
+    """(..., H, W, 3) of 0 to 255 to (..., 3, H, W) float32: x * 1/(255 std) - mean/std, both factors in float32.
+
+    Written to `out` where that is given.
+    """
     mean = np.asarray(preprocessing.mean, np.float64)
     std = np.asarray(preprocessing.std, np.float64)
-    scaled = canvas * (1.0 / (255.0 * std)).astype(np.float32) - (mean / std).astype(np.float32)
-    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
+    scale, shift = (1.0 / (255.0 * std)).astype(np.float32), (mean / std).astype(np.float32)
+    if out is None:
+        out = np.empty((*canvas.shape[:-3], 3, *canvas.shape[-3:-1]), np.float32)
+    for channel in range(3):
+        plane = out[..., channel, :, :]
+        np.multiply(canvas[..., channel], scale[channel], out=plane)
+        np.subtract(plane, shift[channel], out=plane)
+    return out
 
 
-def pixel_values(source: ImageSource, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """One image to float32 of shape (3, height_px, width_px); raises `ImageError`."""
-    return normalize(letterbox(open_image(source), preprocessing), preprocessing)
+def pixel_values(
+    source: ImageSource, preprocessing: Preprocessing, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """One image to float32 of shape (3, height_px, width_px), written to `out` if given; raises `ImageError`."""
+    return normalize(read_canvas(source, preprocessing), preprocessing, out)
 
 
 def check_text(text: object) -> str:
@@ -205,6 +281,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `max_tokens`."""
+        if len(texts) == 1:  # a batch, even of one, starts a thread for each CPU
+            return [self._tokenizer.encode(texts[0]).ids]
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     @staticmethod

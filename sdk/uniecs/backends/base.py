@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uniecs.backends.threads import usable_cpus
 from uniecs.bundle import GRAPHS, Bundle
 from uniecs.errors import BackendError, InputError, UniecsError
 
@@ -56,22 +58,25 @@ class Backend(Protocol):
         """
 
 
-def embed_through_host(
-    backend: Backend, embed_dim: int, pixel_values: npt.NDArray[np.float32] | None, tokens: Tokens | None
-) -> npt.NDArray[Any]:
-    """`Backend.embed` by up to three calls of `run`, the tokens passing through host memory."""
+def embed_through(
+    run: Callable[[str, Mapping[str, Any]], Any],
+    embed_dim: int,
+    pixel_values: npt.NDArray[np.float32] | None,
+    tokens: Tokens | None,
+) -> Any:
+    """`Backend.embed` by up to three calls of `run(graph, inputs)`, each output passed on as it is."""
     given = pixel_values if pixel_values is not None else tokens[0] if tokens is not None else ()
     batch = len(given)
-    image_tokens: npt.NDArray[Any] = np.zeros((batch, 1, embed_dim), np.float32)
-    text_tokens: npt.NDArray[Any] = image_tokens
+    image_tokens: Any = np.zeros((batch, 1, embed_dim), np.float32)
+    text_tokens: Any = image_tokens
     text_mask = np.ones((batch, 1), np.int64)
     if pixel_values is not None:
-        image_tokens = backend.run("image_encoder", {"pixel_values": pixel_values})
+        image_tokens = run("image_encoder", {"pixel_values": pixel_values})
     if tokens is not None:
         input_ids, text_mask = tokens
-        text_tokens = backend.run("text_encoder", {"input_ids": input_ids, "attention_mask": text_mask})
+        text_tokens = run("text_encoder", {"input_ids": input_ids, "attention_mask": text_mask})
     indicator = np.array([[pixel_values is not None, tokens is not None]] * batch, np.float32)
-    return backend.run(
+    return run(
         "fusion",
         {
             "image_tokens": image_tokens,
@@ -106,7 +111,8 @@ class GraphBackend(ABC):
 
     def embed(self, pixel_values: npt.NDArray[np.float32] | None, tokens: Tokens | None) -> npt.NDArray[Any]:
         """See `Backend.embed`."""
-        return embed_through_host(self, self._bundle.embed_dim, pixel_values, tokens)
+        output: npt.NDArray[Any] = embed_through(self.run, self._bundle.embed_dim, pixel_values, tokens)
+        return output
 
     def _compiled(self, graph: str) -> Runner:
         path = self._bundle.graph_path(graph)
@@ -136,7 +142,8 @@ def create_backend(
 
     "auto" stands for: device "cpu"; backend "openvino" on cpu, "onnxruntime" on cuda; precision "fp32"; with backend
     "tensorrt", which is never chosen by itself, device "cuda" and precision "fp16".
-    `threads` is the number of CPU threads for one run; None leaves it to the engine. Raises `BackendError`
+    `threads` is the number of CPU threads for one run; None leaves it to the engine, within the CPUs that the
+    process may use. Raises `BackendError`
     for what is unknown or unavailable here, `MissingExtraError` for an engine that is not installed,
     `InputError` for bad `threads`.
     """
@@ -150,6 +157,8 @@ def create_backend(
 
         device, precision = device.replace("auto", "cuda"), precision.replace("auto", "fp16")
         return TensorRtBackend(bundle, device, precision)
+    if threads is None and (usable := usable_cpus()) < (os.cpu_count() or 1):
+        threads = usable  # engines see the machine, not the quota of a container
     device = "cpu" if device == "auto" else device
     precision = "fp32" if precision == "auto" else precision
     if backend == "onnxruntime" or (backend == "auto" and device == "cuda"):

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from uniecs.backends.compiled_cache import cache_folder
 from uniecs.bundle import Bundle
 from uniecs.durable import sync
 from uniecs.errors import BackendError, EngineMismatchError
@@ -86,11 +87,11 @@ class EngineKey:
 
 
 def default_cache() -> Path:
-    """$UNIECS_CACHE, else uniecs in $XDG_CACHE_HOME, else ~/.cache/uniecs; engines lie in its folder `FOLDER`."""
-    if chosen := os.environ.get("UNIECS_CACHE"):
-        return Path(chosen)
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "uniecs"
+    """The folder of `cache_folder`; engines lie in its folder `FOLDER`. Raises `BackendError` if it names none."""
+    folder = cache_folder()
+    if folder is None:
+        raise BackendError("there is no cache folder for engines: set UNIECS_CACHE to an absolute path")
+    return folder
 
 
 def write_atomically(path: Path, data: bytes) -> None:

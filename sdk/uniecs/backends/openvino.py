@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from uniecs.backends.base import GraphBackend, Inputs, Runner
+from uniecs.backends.compiled_cache import cache_folder, cache_key, read_blob, write_blob
+from uniecs.backends.openvino_int8 import quantize
 from uniecs.bundle import Bundle
-from uniecs.errors import BackendError, BundleError, MissingExtraError
+from uniecs.errors import BackendError, MissingExtraError
 from uniecs.int8_recipe import Int8Recipe, QuantizedInput, check_model, read_recipe
 
 _import_lock = threading.Lock()
 TELEMETRY = "openvino_telemetry"
-INPUT_LEVELS, WEIGHT_LEVELS = 256, 255
+CPUINFO = Path("/proc/cpuinfo")
+MAX_IDLE = 4
+"""Idle infer requests kept for each graph."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def without_telemetry() -> Iterator[None]:
     """Hide the telemetry package of OpenVINO from what is imported within; it is then replaced by a stub."""
     with _import_lock:
@@ -61,6 +66,17 @@ def _has(core: Any, precision: str) -> bool:
     return precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def _machine(core: Any) -> dict[str, Any]:
+    """What a compiled graph depends on besides the graph and its configuration."""
+    cpu = {name: core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")}
+    try:
+        with CPUINFO.open(encoding="ascii", errors="replace") as lines:
+            cpu["flags"] = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:  # not Linux: the name and what it can do must suffice
+        cpu["flags"] = ""
+    return {"engine": f"openvino {import_openvino().__version__}", "machine": platform.machine(), **cpu}
+
+
 class OpenVinoBackend(GraphBackend):
     """See `uniecs.backends.base.create_backend`."""
 
@@ -85,6 +101,7 @@ class OpenVinoBackend(GraphBackend):
         self._core = import_openvino().Core()
         if precision == "bf16" and not _has(self._core, "bf16"):
             raise BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision='fp32'")
+        self._machine = _machine(self._core)
         self._int8: dict[Path, tuple[QuantizedInput, ...]] = {}
         if precision == "int8":
             if not _has(self._core, "int8"):
@@ -94,19 +111,9 @@ class OpenVinoBackend(GraphBackend):
             self._int8 = {bundle.graph_path(graph): inputs for graph, inputs in recipe.graphs.items()}
 
     def _compile(self, path: Path) -> Runner:
-        # Under int8 all but the quantised matrix products runs in bf16, where the CPU has it.
-        bf16 = self.precision == "bf16" or (self.precision == "int8" and _has(self._core, "bf16"))
-        config: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-        }
-        if self._threads is not None:
-            config["INFERENCE_NUM_THREADS"] = self._threads
-        model = self._core.read_model(path)
-        quantize(model, self._int8.get(path, ()))
-        compiled = self._core.compile_model(model, "CPU", config)
+        compiled = self._compiled_model(path)
         # A request serves one call at a time: a stack of idle ones grows to the number of threads that call
-        # at once.
+        # at once, within bounds, as each keeps its last tensors.
         idle: list[Any] = []
 
         def run(inputs: Inputs) -> npt.NDArray[Any]:
@@ -117,60 +124,35 @@ class OpenVinoBackend(GraphBackend):
             try:
                 output: npt.NDArray[Any] = request.infer(dict(inputs), share_inputs=True)[0]
             finally:
-                idle.append(request)
+                if len(idle) < MAX_IDLE:
+                    idle.append(request)
             return output
 
         return run
 
-
-def quantize(model: Any, inputs: Sequence[QuantizedInput]) -> None:
-    """Put FakeQuantize on `inputs` of an OpenVINO model and on the weights that meet them, in place.
-
-    As it compiles the model, OpenVINO makes int8 matrix products of them. Raises `BundleError` for inputs that do not
-    fit the model.
-    """
-    nodes = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "MatMul"}
-    for each in inputs:
-        if absent := set(each.matmuls) - set(nodes):
-            raise BundleError(f"the int8 recipe does not fit the graph: there is no matrix product {min(absent)!r}")
-        _quantize_input(each, [nodes[name] for name in each.matmuls])
-    if inputs:
-        model.validate_nodes_and_infer_types()
-
-
-def _quantize_input(quantized: QuantizedInput, matmuls: Sequence[Any]) -> None:
-    from openvino import opset8
-
-    source = matmuls[0].input_value(0)
-    scale = np.array(quantized.scale, np.float32)
-    matrices = []
-    for matmul in matmuls:
-        weights = constant_weights(matmul)
-        if weights is None or len(weights) != len(scale) or matmul.input_value(0) != source:
-            name = matmul.get_friendly_name()
-            raise BundleError(f"the int8 recipe does not fit the graph: {name} is another kind of matrix product")
-        matrices.append(weights / scale[:, None])
-    scaled = opset8.multiply(source, opset8.constant(scale))
-    narrow = _fake_quantize(scaled, np.float32(quantized.low), np.float32(quantized.high), INPUT_LEVELS)
-    for matmul, matrix in zip(matmuls, matrices, strict=True):
-        bound = np.maximum(np.abs(matrix).max(axis=0, keepdims=True), np.finfo(np.float32).tiny)
-        matmul.input(0).replace_source_output(narrow)
-        matmul.input(1).replace_source_output(_fake_quantize(opset8.constant(matrix), -bound, bound, WEIGHT_LEVELS))
-
-
-def _fake_quantize(node: Any, low: Any, high: Any, levels: int) -> Any:
-    from openvino import opset8
-
-    return opset8.fake_quantize(node, low, high, low, high, levels).output(0)
-
-
-def constant_weights(matmul: Any) -> npt.NDArray[np.float32] | None:
-    """The weights (K, N) of an OpenVINO MatMul as float32, however they are stored; None if they are not constant."""
-    node = matmul.input_value(1).get_node()
-    if node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    transposed = any(matmul.get_attributes().get(side) for side in ("transpose_a", "transpose_b"))
-    if node.get_type_name() != "Constant" or len(node.get_output_shape(0)) != 2 or transposed:
-        return None
-    weights: npt.NDArray[np.float32] = node.data.astype(np.float32)
-    return weights
+    def _compiled_model(self, path: Path) -> Any:
+        """The graph compiled, from the cache if an earlier process did the same."""
+        # Under int8 all but the quantised matrix products runs in bf16, where the CPU has it.
+        bf16 = self.precision == "bf16" or (self.precision == "int8" and _has(self._core, "bf16"))
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "ENABLE_CPU_PINNING": False,
+        }
+        if self._threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self._threads
+        folder = cache_folder()
+        graph = self._bundle.manifest["files"][path.name]["sha256"]
+        int8 = [asdict(each) for each in self._int8.get(path, ())]
+        key = cache_key({"graph": graph, "int8": int8, "config": config, **self._machine})
+        blob = read_blob(folder, key)
+        if blob is not None:
+            # A blob that this OpenVINO nevertheless refuses is compiled and written anew.
+            with contextlib.suppress(RuntimeError, ValueError):
+                return self._core.import_model(blob, "CPU", config)
+        model = self._core.read_model(path)
+        quantize(model, self._int8.get(path, ()))
+        compiled = self._core.compile_model(model, "CPU", config)
+        if folder is not None:
+            write_blob(folder, key, compiled.export_model().getvalue())
+        return compiled
