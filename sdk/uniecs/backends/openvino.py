@@ -116,8 +116,9 @@ class OpenVinoBackend(GraphBackend):
         if self._threads is not None:
             config["INFERENCE_NUM_THREADS"] = self._threads
         folder = cache_folder()
+        files = {name: each["sha256"] for name, each in self._bundle.manifest["files"].items()}
         key = cache_key(
-            {"graph": self._bundle.manifest["files"][path.name]["sha256"], "config": config, **self._machine}
+            {"graph": path.name, "files": files, "precision": self.precision, "config": config, **self._machine}
         )
         blob = read_blob(folder, key)
         if blob is not None:
