@@ -28,7 +28,7 @@ class Tolerance:
 
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(cosine=1 - 1e-6, overlap=0.99),
-    "fp16": Tolerance(cosine=0.9995, overlap=0.95),
-    "bf16": Tolerance(cosine=0.9995, overlap=0.95),
+    "fp16": Tolerance(cosine=0.9995, overlap=0.9),
+    "bf16": Tolerance(cosine=0.9995, overlap=0.9),
     "int8": Tolerance(cosine=0.98, overlap=0.8),
 }
