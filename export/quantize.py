@@ -104,7 +104,8 @@ def try_int8(bundle: Bundle, calibration: Path, catalog: Path, pairs: Path) -> T
     feeds = calibration_feeds(bundle, chosen)
     recipe = calibrate(bundle, feeds)
     made = {name: importlib.metadata.version(name) for name in ("nncf", "openvino")}
-    facts = {"products": len(feeds["image_encoder"]), "seed": SEED, "smoothing": SMOOTHING, **made}
+    sample = {"catalog": calibration.name, "products": len(feeds["image_encoder"]), "seed": SEED}
+    facts = {**sample, "smoothing": SMOOTHING, **made}
     return judge(bundle, recipe, facts, judged, read_pairs(pairs))
 
 

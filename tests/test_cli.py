@@ -84,7 +84,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_.value.code == 0
     out = capsys.readouterr().out
     assert f"uniecs {__version__}" in out
-    for command in ("demo", "index", "search", "train", "eval", "export", "verify", "embed", "doctor"):
+    for command in ("demo", "index", "search", "train", "eval", "export", "quantize", "verify", "embed", "doctor"):
         assert f"    {command} " in out
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,22 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uniecs.backends import openvino as ov_backend
+from uniecs.backends import openvino_int8
 from uniecs.backends.base import create_backend
 from uniecs.backends.openvino import OpenVinoBackend, import_openvino
 from uniecs.backends.openvino_int8 import quantize
-from uniecs.bundle import Bundle, open_bundle
+from uniecs.bundle import Bundle, open_bundle, packaged_bundle, write_manifest
 from uniecs.catalog import Product
 from uniecs.cli import main
+from uniecs.drawn_catalog import DrawnProduct, draw, drawn_products, varied
 from uniecs.encoder import load
-from uniecs.errors import BackendError, BundleError, CatalogError
-from uniecs.evaluation import TASKS
+from uniecs.errors import BackendError, BundleError, CatalogError, ParityError
+from uniecs.evaluation import TASKS, Pairs
 from uniecs.int8_recipe import Int8Recipe, QuantizedInput, parse_recipe, read_recipe
 
 ENCODERS = ("image_encoder", "text_encoder")
-needs_nncf = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("nncf") is None, reason="calibration needs nncf"
-)
 
 
 def changed(recipe: Int8Recipe, change: Callable[[QuantizedInput], QuantizedInput]) -> Int8Recipe:
@@ -109,7 +109,8 @@ def feeds(tiny: Bundle) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def recipe(tiny: Bundle, feeds: Any) -> Int8Recipe:
-    pytest.importorskip("nncf", reason="calibration needs nncf")
+    if importlib.util.find_spec("nncf") is None:
+        pytest.skip("calibration needs nncf")  # not importorskip: its import would report home
     from uniecs.export.quantize import calibrate
 
     return calibrate(tiny, feeds)
@@ -120,7 +121,7 @@ def test_calibration_finds_every_matrix_product_with_weights(tiny: Bundle, recip
     assert set(recipe.graphs) == set(ENCODERS)
     for graph, inputs in recipe.graphs.items():
         nodes = [node for node in core.read_model(tiny.graph_path(graph)).get_ops() if node.get_type_name() == "MatMul"]
-        weighted = {node.get_friendly_name() for node in nodes if ov_backend.constant_weights(node) is not None}
+        weighted = {node.get_friendly_name() for node in nodes if openvino_int8.constant_weights(node) is not None}
         assert {name for each in inputs for name in each.matmuls} == weighted
         assert 0 < len(weighted) < len(nodes)  # attention multiplies activations, and stays as it is
         assert any(min(each.scale) < max(each.scale) for each in inputs)
@@ -159,13 +160,13 @@ def test_int8_is_near_fp32_and_only_for_the_right_ranges(
 def test_scales_leave_the_product_unchanged(tiny: Bundle, recipe: Int8Recipe, feeds: Any) -> None:
     """What the scale takes from the weights it gives to the input: with wide levels only rounding is left."""
     core, graph = import_openvino().Core(), "text_encoder"
-    levels = (ov_backend.INPUT_LEVELS, ov_backend.WEIGHT_LEVELS)
+    levels = (openvino_int8.INPUT_LEVELS, openvino_int8.WEIGHT_LEVELS)
     model, plain = (core.read_model(tiny.graph_path(graph)) for _ in range(2))
-    ov_backend.INPUT_LEVELS, ov_backend.WEIGHT_LEVELS = 1 << 20, 1 << 20
+    openvino_int8.INPUT_LEVELS, openvino_int8.WEIGHT_LEVELS = 1 << 20, 1 << 20
     try:
         quantize(model, recipe.graphs[graph])
     finally:
-        ov_backend.INPUT_LEVELS, ov_backend.WEIGHT_LEVELS = levels
+        openvino_int8.INPUT_LEVELS, openvino_int8.WEIGHT_LEVELS = levels
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     a, b = (core.compile_model(each, "CPU", config)(feeds[graph][3])[0] for each in (model, plain))
     np.testing.assert_allclose(a, b, atol=2e-3)
@@ -268,7 +269,6 @@ def test_quantize_refuses_what_loses_recall(
 
 
 def test_there_must_be_products_to_calibrate_on(tiny: Bundle) -> None:
-    pytest.importorskip("nncf", reason="the exporter's module needs nncf")
     from uniecs.export.quantize import calibration_feeds
 
     with pytest.raises(CatalogError, match="no product to calibrate on"):
@@ -276,10 +276,6 @@ def test_there_must_be_products_to_calibrate_on(tiny: Bundle) -> None:
 
 
 def test_a_variant_must_be_a_listed_file(tiny: Bundle, tmp_path: Path) -> None:
-    import shutil
-
-    from uniecs.bundle import write_manifest
-
     folder = Path(shutil.copytree(tiny.path, tmp_path / "copy"))
     for entry, message in (
         ({"file": "int8.json"}, "not among the manifest's files"),
@@ -288,3 +284,56 @@ def test_a_variant_must_be_a_listed_file(tiny: Bundle, tmp_path: Path) -> None:
     ):
         with pytest.raises(BundleError, match=message):
             write_manifest(folder, {**tiny.manifest, "variants": {"int8": entry}})
+
+
+# --- the shipped model
+
+
+def shop(drawn: Sequence[DrawnProduct]) -> tuple[dict[str, Product], Pairs]:
+    """Each drawn product twice: another photo, and a title without the brand."""
+    products, pairs = {}, []
+    for each in drawn:
+        twin = f"{each.id}-twin"
+        products[each.id] = Product(each.id, each.title, draw(each.look), {})
+        products[twin] = Product(twin, each.title.split(" ", 1)[1], varied(each), {})
+        pairs.append((each.id, twin))
+    return products, pairs
+
+
+def test_the_gate_passes_minis_recipe_and_refuses_a_damaged_one(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the evaluation's baselines need scikit-learn")
+    from uniecs.export.quantize import judge
+
+    bundle = open_bundle(packaged_bundle("mini"))
+    recipe = read_recipe(bundle)
+    products, pairs = shop(drawn_products()[::9])
+    good = judge(bundle, recipe, {}, products, pairs)
+    assert good.ok, good.table()
+    narrow = changed(recipe, lambda each: replace(each, low=each.low / 10, high=each.high / 10))
+    bad = judge(bundle, narrow, {}, products, pairs)
+    assert not bad.ok
+    assert bad.falls["t>v"] > 10
+    assert "too much" in bad.table()
+    with pytest.raises(ParityError, match="nothing is written"):
+        bad.write(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_minis_int8_embeddings_are_near_its_fp32_ones() -> None:
+    texts = ["Men black slim fit jeans", "Women red printed kurta", "Unisex steel dial watch", "x"]
+    images = [draw(each.look) for each in drawn_products()[::80]]
+    both: list[list[np.ndarray[Any, Any]]] = []
+    for precision in ("fp32", "int8"):
+        encoder = load("mini", precision=precision, threads=1)
+        assert encoder.precision == precision
+        both.append([encoder.encode(texts=texts), encoder.encode(images=images), encoder.encode(texts, images[:4])])
+    for a, b in zip(*both, strict=True):
+        assert 0.99 < np.einsum("nd,nd->n", a, b).min() < 1 - 1e-6
+
+
+def test_minis_variant_passed_the_gate_on_real_products() -> None:
+    variant = open_bundle(packaged_bundle("mini")).manifest["variants"]["int8"]
+    assert variant["calibration"]["catalog"] == "train.parquet"
+    assert variant["evaluation"]["pairs"] == 419
+    assert set(variant["evaluation"]["falls"]) == set(TASKS)
+    assert max(variant["evaluation"]["falls"].values()) <= 0.5
