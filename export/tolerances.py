@@ -30,5 +30,5 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(cosine=1 - 1e-6, overlap=0.99),
     "fp16": Tolerance(cosine=0.9995, overlap=0.9),
     "bf16": Tolerance(cosine=0.9995, overlap=0.9),
-    "int8": Tolerance(cosine=0.98, overlap=0.8),
+    "int8": Tolerance(cosine=0.985, overlap=0.9),
 }

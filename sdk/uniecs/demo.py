@@ -124,7 +124,8 @@ def run(
             source, queries = _draw(out)
     else:
         source = catalog
-    with SearchEngine.create(index, encoder) as engine:  # type: ignore[arg-type]
+    # No query cache: the times are those of a query that is new.
+    with SearchEngine.create(index, encoder, query_cache=0) as engine:  # type: ignore[arg-type]
         with stages.stage("index the products"):
             report = engine.add(source)
             engine.save()
