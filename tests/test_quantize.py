@@ -223,7 +223,9 @@ def quantize_command(bundle: Path, out: Path, products: tuple[Path, Path]) -> in
 def calibrated(recipe: Int8Recipe, monkeypatch: pytest.MonkeyPatch) -> Int8Recipe:
     """The command without NNCF's work, which other tests show."""
     pytest.importorskip("sklearn", reason="the evaluation's baselines need scikit-learn")
-    monkeypatch.setattr("uniecs.export.quantize.calibrate", lambda *_: recipe)
+    from uniecs.export import quantize as quantization
+
+    monkeypatch.setattr(quantization, "calibrate", lambda *_: recipe)
     return recipe
 
 
@@ -259,7 +261,9 @@ def test_quantize_refuses_what_loses_recall(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("uniecs.export.quantize.MAX_FALL", -0.1)
+    from uniecs.export import quantize as quantization
+
+    monkeypatch.setattr(quantization, "MAX_FALL", -0.1)
     before = sorted(tmp_path.iterdir())
     assert quantize_command(tiny.path, tmp_path / "new", products) == 1
     output = capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import runpy
 import shutil
 import sys
@@ -328,8 +329,14 @@ def test_old_cuda_graphs_make_room(
 
 
 def test_what_cannot_be_captured_still_runs(
-    state: Any, backend: TensorRtBackend, bundle: Bundle, caplog: pytest.LogCaptureFixture
+    state: Any,
+    backend: TensorRtBackend,
+    bundle: Bundle,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Libraries of other tests configure logging, which disables the loggers that there are.
+    monkeypatch.setattr(logging.getLogger("uniecs.tensorrt"), "disabled", False)
     state.capturable = False
     pixels, tokens = rows(bundle.golden(), 2)
     for _ in range(4):

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -110,11 +111,14 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = folder / "tensorrt" / "__init__.pyi"
     package.parent.mkdir()
     package.write_text(f"from {bindings} import *\n__version__: str\ndef nptype(trt_type: DataType) -> type: ...\n")
-    spec = importlib.util.find_spec("cuda.core")
-    if spec is None or spec.origin is None:
+    try:
+        installed = metadata.distribution("cuda-core")
+    except metadata.PackageNotFoundError:
         pytest.skip("cuda-core is not installed (pip install 'uniecs[tensorrt]')")
     core = folder / "cuda" / "core"
-    shutil.copytree(Path(spec.origin).parent / "cu13", core, ignore=shutil.ignore_patterns("*.so", "*.pxd", "_cpp"))
+    shutil.copytree(
+        str(installed.locate_file("cuda/core/cu13")), core, ignore=shutil.ignore_patterns("*.so", "*.pxd", "_cpp")
+    )
     (core / "__init__.py").unlink()
     (core / "__init__.pyi").write_text(CUDA_CORE)
     return folder

@@ -321,11 +321,11 @@ def test_fp16_scales_the_loss_and_skips_an_overflow(config: TrainConfig) -> None
     run.train_step(batch)
     assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
     assert run.stepper.scaler.get_scale() == 2.0**39
-    run.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    report = run.train_step(batch)
-    plain = Run(config, ALONE, None)
+    scaled, plain = (Run(each, ALONE, None) for each in (run.config, config))
+    scaled.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    report = scaled.train_step(batch)
     assert report.gradient_norm == pytest.approx(plain.train_step(batch).gradient_norm, rel=0.05)
-    assert not all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, scaled.model.parameters(), strict=True))
 
 
 def test_activation_checkpointing_gives_the_same_gradient(config: TrainConfig) -> None:
