@@ -8,6 +8,7 @@ import runpy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,7 +122,14 @@ def test_texts_are_sorted_so_that_padding_is_small(encoder: Encoder) -> None:
     spied, recorder = recorded(encoder)
     spied.encode(texts=["red", "red bag men women cotton shoe"] * 8, batch_size=8)
     shapes = [inputs["input_ids"] for graph, inputs in recorder.runs if graph == "text_encoder"]
-    assert shapes == [(8, 3), (8, 8)]
+    assert shapes == [(8, 4), (8, 8)]  # 3 and 8 tokens, in steps of 4
+
+
+def test_padding_stays_within_the_longest_text_allowed(encoder: Encoder) -> None:
+    spied, recorder = recorded(encoder)
+    spied._preprocessing = replace(spied._preprocessing, max_tokens=6)
+    spied.encode(texts=["red bag men"])
+    assert recorder.runs[0][1]["input_ids"] == (1, 6)
 
 
 def test_pixel_values_never_pile_up(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,9 +286,9 @@ class Tokenizer:
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     @staticmethod
-    def pad(ids: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(input_ids, attention_mask), both int64 (B, longest); padding is id 0 with mask 0."""
-        longest = max(map(len, ids))
+    def pad(ids: Sequence[Sequence[int]], length: int = 1) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(input_ids, attention_mask), both int64 (B, longest, at least `length`); padding is id 0 with mask 0."""
+        longest = max(length, *map(len, ids))
         input_ids = np.zeros((len(ids), longest), np.int64)
         attention_mask = np.zeros((len(ids), longest), np.int64)
         for row, tokens in enumerate(ids):

@@ -25,6 +25,8 @@ TELEMETRY = "openvino_telemetry"
 CPUINFO = Path("/proc/cpuinfo")
 MAX_IDLE = 4
 """Idle infer requests kept for each graph."""
+MAX_PREPARED = 256
+"""Kernels kept for each graph, about four for each shape of input; OpenVINO's 5000 take gigabytes."""
 
 
 @contextlib.contextmanager
@@ -138,6 +140,7 @@ class OpenVinoBackend(GraphBackend):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "ENABLE_CPU_PINNING": False,
+            "CPU_RUNTIME_CACHE_CAPACITY": MAX_PREPARED,
         }
         if self._threads is not None:
             config["INFERENCE_NUM_THREADS"] = self._threads
