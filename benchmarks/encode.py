@@ -101,8 +101,8 @@ def medians_ms(seconds: Seconds) -> dict[str, float]:
 class Timed:
     """A backend that adds up the time within its graphs."""
 
-    def __init__(self, inner: Any) -> None:
-        self._inner, self.seconds = inner, 0.0
+    def __init__(self, inner: Any, embed_dim: int) -> None:
+        self._inner, self._embed_dim, self.seconds = inner, embed_dim, 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -113,6 +113,12 @@ class Timed:
         output = self._inner.run(graph, inputs)
         self.seconds += time.perf_counter() - start
         return output
+
+    def embed(self, pixel_values: Any, tokens: Any) -> Any:
+        """As `Backend.embed`, each graph timed."""
+        from uniecs.backends.base import embed_through
+
+        return embed_through(self.run, self._embed_dim, pixel_values, tokens)
 
 
 def encoders(bundle: Any) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def outside(encoder: Any, queries: Mapping[str, Query], rounds: int) -> dict[str
     """Share of each query's time that is not spent within the graphs: the median over rounds."""
     import uniecs
 
-    timed = Timed(encoder._backend)
+    timed = Timed(encoder._backend, encoder.embed_dim)
     whole = uniecs.Encoder(encoder.bundle, timed)
     shares = {}
     for kind, query in queries.items():

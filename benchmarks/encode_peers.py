@@ -14,7 +14,7 @@ from sentence_transformers.base.modules.input_module import InputModule
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 import uniecs
-from uniecs.backends.base import GRAPHS
+from uniecs.backends.base import GRAPHS, embed_through
 from uniecs.backends.onnxruntime import import_onnxruntime
 from uniecs.backends.openvino import import_openvino
 from uniecs.bundle import Bundle, locate_bundle, open_bundle, write_manifest
@@ -141,7 +141,7 @@ class Defaults:
     device, precision = "cpu", "default"
 
     def __init__(self, bundle: Bundle, name: str) -> None:
-        self.name = name
+        self.name, self._embed_dim = name, bundle.embed_dim
         if name == "onnxruntime":
             onnxruntime = import_onnxruntime()
             providers = ["CPUExecutionProvider"]
@@ -155,6 +155,10 @@ class Defaults:
     def run(self, graph: str, inputs: Any) -> Any:
         """As `Backend.run`."""
         return self._run[graph](dict(inputs))
+
+    def embed(self, pixel_values: Any, tokens: Any) -> Any:
+        """As `Backend.embed`."""
+        return embed_through(self.run, self._embed_dim, pixel_values, tokens)
 
 
 def with_defaults(bundle: Bundle, name: str) -> uniecs.Encoder:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from uniecs.backends.base import GraphBackend, Inputs, Runner
@@ -53,6 +54,8 @@ def import_openvino() -> Any:
             import openvino
         except ImportError as error:
             raise MissingExtraError(f"OpenVINO cannot be imported ({error}): pip install openvino") from error
+        # The binding looks NumPy up when it first meets an array, and deadlocks if two threads do that at once.
+        openvino.Tensor(np.zeros(1, np.float32))
     return openvino
 
 
