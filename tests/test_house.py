@@ -34,6 +34,7 @@ MODULES = {
     "uniecs.durable": "contract",
     "uniecs.preprocess": "contract",
     "uniecs.catalog": "contract",
+    "uniecs.filters": "contract",
     "uniecs.bundle": "contract",
     "uniecs.int8_recipe": "contract",
     "uniecs.backends": "serve",
