@@ -67,21 +67,21 @@ def expected(items: Sequence[Any]) -> dict[str, tuple[Product, dict[str, bytes]]
 
 
 def write_for_ever(folder: str) -> None:
-    """Put, update and delete; a line for each change that was acknowledged: what the id's version is now (-1: gone)."""
+    """Put, update and delete; says before each change the versions that it makes (-1: gone), and "done" after it."""
     store = Store.open(folder)
     version = 0
     while True:
+        version += 1
         ids = [f"p{number}" for number in range(version % 7, 40, 3)]
-        if version % 5 == 4:
-            gone = sorted(store.known(ids))
-            store.delete(gone)
-            lines = [f"{id} -1" for id in gone]
+        deleting = version % 5 == 4
+        if deleting:
+            ids = sorted(store.known(ids))
+        print("change", *(f"{id}={-1 if deleting else version}" for id in ids), flush=True)
+        if deleting:
+            store.delete(ids)
         else:
             store.put([item(id, version) for id in ids])
-            lines = [f"{id} {version}" for id in ids]
-        sys.stdout.write("\n".join(["begin", *lines, "end\n"]))
-        sys.stdout.flush()
-        version += 1
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -227,6 +227,22 @@ def test_unusable_source(source: object) -> None:
         read_catalog(source)
 
 
+def test_what_no_index_could_store_rejects_its_row_alone(tmp_path: Path) -> None:
+    items = read(
+        [
+            {"id": "1", "title": "x", "\udcf6": 1},
+            {"id": "2", "title": "x", "n": 10**5000},
+            {"id": "3", "title": "x", "n": [1, -(10**400)]},
+            {"id": "4", "title": "x", "n": 10**300},
+        ]
+    )
+    assert "attribute name is not valid Unicode" in reason(items[0])
+    assert "integer of 16610 bits" in reason(items[1]) and "integer of 1329 bits" in reason(items[2])
+    assert items[3] == Product("4", "x", None, {"n": 10**300})
+    latin = read(write(tmp_path / "shop.csv", "id,title,Größe\n1,x,L\n2,x,\n".encode("latin-1")))
+    assert [type(each) for each in latin] == [Rejected, Product]
+
+
 def test_rejected_rows_hold_no_frames() -> None:
     (item,) = read([{"id": "1", "title": "\ud800"}])
     assert isinstance(item, Rejected) and item.error.__traceback__ is None

@@ -198,6 +198,20 @@ def test_folders_that_are_refused(folder: Path, tmp_path: Path) -> None:
     assert needs_migration(folder) and not (folder / "store.sqlite").exists()
 
 
+def test_a_store_of_other_contents_beside_it(folder: Path, tmp_path: Path) -> None:
+    config = IndexConfig()
+    with pytest.raises(IndexFileError, match="already exists, in an older format"):
+        Store.create(folder, model_id="m", embed_dim=16, bundle=BundleReference(name="mini"), config=config)
+    Store.create(tmp_path / "o", model_id="m", embed_dim=16, bundle=BundleReference(name="mini"), config=config).close()
+    shutil.copy(tmp_path / "o" / "store.sqlite", folder)
+    with pytest.raises(IndexFileError, match="not made from it"):
+        migrate(folder)
+    assert set(files(OLD)) <= set(files(folder))
+    (folder / "store.sqlite").unlink()
+    migrate(folder)
+    check_whole(folder)
+
+
 def test_a_folder_that_is_being_written(folder: Path) -> None:
     from uniecs.writer_lock import WriterLock
 

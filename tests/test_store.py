@@ -378,6 +378,12 @@ def test_durability(tmp_path: Path, durability: Any, level: int) -> None:
     assert store._database._writer.execute("PRAGMA synchronous").fetchall() == [(level,)]
 
 
+def test_unknown_durability(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="durability is 'fast'; expected 'full' or 'batch'"):
+        make(tmp_path / "i", durability="fast")
+    assert not (tmp_path / "i").exists()
+
+
 def test_the_log_does_not_grow_for_ever(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uniecs.database.LOG_LIMIT_BYTES", 200_000)
     for version in range(40):

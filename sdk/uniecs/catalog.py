@@ -209,7 +209,7 @@ def _id(value: object) -> str:
 def _key(key: object) -> str:
     if not isinstance(key, str) or not key:
         raise InputError(f"attribute name is {key!r}; expected a string")
-    return key
+    return _unicode(key, "attribute name")
 
 
 def _image(value: Any, folder: Path | None) -> ImageSource | None:
@@ -246,14 +246,20 @@ def _plain(value: object, name: str) -> Scalar | None:
     if isinstance(value, float) and math.isinf(value):
         raise InputError(f"{name} is {value}; expected a finite number")
     if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(f"{name} is not valid Unicode (was the file UTF-8?): {error}") from error
-        return value
+        return _unicode(value, name)
+    if isinstance(value, int) and value.bit_length() > 1024:
+        raise InputError(f"{name} is an integer of {value.bit_length()} bits; expected one within the range of a float")
     if isinstance(value, (bool, int, float)):
         return value
     raise InputError(f"{name} is of type {type(value).__name__}; expected a string, number, boolean or list of them")
+
+
+def _unicode(text: str, name: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} is not valid Unicode (was the file UTF-8?): {error}") from error
+    return text
 
 
 def _is_missing(value: object) -> bool:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from uniecs.errors import IndexFileError, InputError
 
@@ -22,6 +22,7 @@ PAGE_BYTES = 8192
 CHECKPOINT_PAGES = 8192  # 64 MB of write-ahead log are copied into the file at once
 LOG_LIMIT_BYTES = 256 << 20  # beyond this the writer waits a moment for readers, to start the log anew
 WRITER_CACHE_KB = 65536
+READER_CACHE_KB = 16384
 IDLE_READERS = 32
 BUSY_SECONDS = 10.0
 
@@ -31,8 +32,9 @@ class Database:
 
     def __init__(self, path: Path, durability: Durability) -> None:
         """The existing file `path`; a commit is flushed to the disk at once ("full"), or with later ones ("batch")."""
+        check_durability(durability)
         self.path = path
-        self._synchronous = {"full": "FULL", "batch": "NORMAL"}[durability]
+        self._synchronous = "FULL" if durability == "full" else "NORMAL"
         self._process = os.getpid()
         self._closed = False
         self._idle: list[sqlite3.Connection] = []
@@ -94,7 +96,8 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
             if self.log_bytes() > LOG_LIMIT_BYTES:
-                self._checkpoint(connection, patience_ms=20)
+                with suppress(sqlite3.Error):  # the change is made: what went wrong here shows at the next one
+                    self._checkpoint(connection, patience_ms=20)
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the file and empty it, as far as readers allow; for the writer only."""
@@ -127,6 +130,10 @@ class Database:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_writer"):
+            self.close()
 
     def check_usable(self) -> None:
         """Raise `InputError` if closed, `IndexFileError` in a process forked after opening."""
@@ -187,6 +194,7 @@ class Database:
                 raise
             connection = self._connect_frozen()
         connection.execute("PRAGMA query_only = ON")
+        connection.execute(f"PRAGMA cache_size = -{READER_CACHE_KB}")
         return connection
 
     def _connect_frozen(self) -> sqlite3.Connection:
@@ -227,6 +235,12 @@ class Database:
             except OSError:
                 found.append(None)
         return found
+
+
+def check_durability(durability: str) -> None:
+    """Raise `InputError` for an unknown one."""
+    if durability not in get_args(Durability):
+        raise InputError(f"durability is {durability!r}; expected {' or '.join(map(repr, get_args(Durability)))}")
 
 
 def create_database(path: Path, schema: str, fill: Callable[[sqlite3.Connection], None]) -> None:

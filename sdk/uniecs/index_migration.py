@@ -22,11 +22,10 @@ from uniecs.database import disk_errors
 from uniecs.durable import sync
 from uniecs.errors import ConfigError, IndexFileError, InputError
 from uniecs.index_folder import BundleReference, IndexConfig
-from uniecs.store import STORE_FILE, Item, build_store
+from uniecs.store import OLD_MANIFEST, STORE_FILE, Item, Store, build_store
 from uniecs.store_format import FORMAT, Header, Rows, Vectors
 from uniecs.writer_lock import WriterLock
 
-MANIFEST = "manifest.json"
 BATCH_PRODUCTS = 4096
 UNIT_TOLERANCE = 1e-3
 
@@ -59,7 +58,7 @@ class _Manifest(StrictConfig):
 
 def needs_migration(folder: Path) -> bool:
     """Whether `folder` holds an index of version 1, or what a migration that was cut off left of one."""
-    return (folder / MANIFEST).is_file()
+    return (folder / OLD_MANIFEST).is_file()
 
 
 def migrate(folder: Path) -> None:
@@ -76,31 +75,45 @@ def migrate(folder: Path) -> None:
     try:
         if not needs_migration(folder):
             return  # another process did it just now
-        manifest = _read_manifest(folder / MANIFEST)
-        if not (folder / STORE_FILE).exists():
+        manifest, checksum = _read_manifest(folder / OLD_MANIFEST)
+        if (folder / STORE_FILE).exists():
+            _check_origin(folder, checksum)
+        else:
             _verify_files(folder, manifest)
-            header = Header(manifest.model_id, manifest.embed_dim, manifest.bundle, manifest.config)
+            header = Header(manifest.model_id, manifest.embed_dim, manifest.bundle, manifest.config, checksum)
             try:
                 build_store(folder, lock, header, _batches(folder, manifest))
             except InputError as error:
                 raise IndexFileError(f"{folder} cannot be migrated: {error}") from error
         with disk_errors(folder):
             # The manifest last: as long as it is there, this is tried again.
-            for name in (*manifest.file_names(), MANIFEST):
+            for name in (*manifest.file_names(), OLD_MANIFEST):
                 (folder / name).unlink(missing_ok=True)
             sync(folder)
     finally:
         lock.release()
 
 
-def _read_manifest(path: Path) -> _Manifest:
+def _check_origin(folder: Path, checksum: str) -> None:
+    """Nothing may be removed unless the store was made from it."""
+    store = Store.open(folder)
+    store.close()
+    if store.migrated_from != checksum:
+        raise IndexFileError(
+            f"{folder} holds {OLD_MANIFEST} and a {STORE_FILE} that was not made from it: move one of them elsewhere"
+        )
+
+
+def _read_manifest(path: Path) -> tuple[_Manifest, str]:
+    """The manifest and its checksum."""
     try:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise IndexFileError(f"{path} is damaged: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise IndexFileError(f"{path} is not the manifest of an index: its format is not {FORMAT!r}")
-    if data.pop("manifest_sha256", None) != _checksum(data):
+    checksum = data.pop("manifest_sha256", None)
+    if checksum != _checksum(data):
         raise IndexFileError(f"{path} is damaged: its checksum is wrong")
     try:
         manifest = _Manifest.from_dict(data)
@@ -108,7 +121,7 @@ def _read_manifest(path: Path) -> _Manifest:
         raise IndexFileError(f"{path} is not valid: {error}") from error
     if [record.name for record in manifest.files] != manifest.file_names():
         raise IndexFileError(f"{path} names other files than {', '.join(manifest.file_names())}")
-    return manifest
+    return manifest, checksum
 
 
 def _checksum(data: dict[str, Any]) -> str:

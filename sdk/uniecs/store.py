@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Self, TypeAlias
@@ -18,7 +19,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from uniecs.catalog import Product, Scalar
-from uniecs.database import Database, Durability, create_database, disk_errors, remove_database
+from uniecs.database import Database, Durability, check_durability, create_database, disk_errors, remove_database
 from uniecs.durable import sync
 from uniecs.errors import FilterError, IndexFileError, InputError
 from uniecs.filters import BOOLEAN, NUMBER, READ_NUMBER, STRING, Between, OneOf, within_64_bits
@@ -44,6 +45,7 @@ Item: TypeAlias = tuple[Product, Mapping[str, Vectors]]
 
 STORE_FILE = "store.sqlite"
 NEW_STORE_FILE = "store.sqlite.new"
+OLD_MANIFEST = "manifest.json"  # of format version 1
 
 CACHED_PRODUCTS = 4096
 BATCH_ROWS = 2048
@@ -75,7 +77,7 @@ class Store:
             self._database.close()
             raise
         self.model_id, self.embed_dim = header.model_id, header.embed_dim
-        self.bundle, self.config = header.bundle, header.config
+        self.bundle, self.config, self.migrated_from = header.bundle, header.config, header.migrated_from
 
     @classmethod
     def create(
@@ -93,11 +95,14 @@ class Store:
         `durability` as in `open`. Raises `IndexFileError` if the folder has a store or cannot be written.
         """
         folder = Path(folder)
+        check_durability(durability)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         lock = WriterLock(folder)
         lock.acquire()
         try:
+            if (folder / OLD_MANIFEST).exists():
+                raise IndexFileError(f"{folder} already exists, in an older format; open it with SearchEngine.open")
             build_store(folder, lock, Header(model_id, embed_dim, bundle, config), ())
             return cls(folder / STORE_FILE, lock, durability)
         except BaseException:
@@ -187,7 +192,7 @@ class Store:
         with self._caching:
             if self._removals == removals:
                 self._cache |= products
-                for row in list(self._cache)[:-CACHED_PRODUCTS]:
+                for row in list(islice(self._cache, max(0, len(self._cache) - CACHED_PRODUCTS))):
                     del self._cache[row]
 
     def _forget(self, rows: Iterable[int]) -> None:
@@ -215,15 +220,18 @@ class Store:
             "SELECT group_concat(row), group_concat(checksum), CAST(group_concat(vector, '') AS BLOB) "
             f"FROM vector_{self._checked(view)} WHERE row IN ({{}})"
         )
-        labels, vectors = [np.zeros(0, np.int64)], [np.zeros((0, self.embed_dim), np.float32)]
+        found: list[int] = []
+        checksums: list[int] = []
+        data = b""
         with self._database.reading() as connection:
-            for texts in select_in(connection, query, map(int, rows)):
-                if texts[0] is not None:
-                    found, checksums = ([int(each) for each in text.split(",")] for text in texts[:2])
-                    labels.append(np.array(found, np.int64))
-                    vectors.append(checked_vectors(self._path, view, self.embed_dim, found, checksums, texts[2]))
-        order = np.argsort(np.concatenate(labels))
-        return np.concatenate(labels)[order], np.concatenate(vectors)[order]
+            for some_rows, some_checksums, some_data in select_in(connection, query, map(int, rows)):
+                if some_rows is not None:
+                    found += map(int, some_rows.split(","))
+                    checksums += map(int, some_checksums.split(","))
+                    data += some_data
+        vectors = checked_vectors(self._path, view, self.embed_dim, found, checksums, data)
+        order = np.argsort(found)
+        return np.array(found, np.int64)[order], vectors[order]
 
     def vectors_after(self, view: str, row: int) -> Iterator[tuple[Rows, Vectors]]:
         """The vectors of all higher rows, in batches of ascending rows (n,) and vectors (n, embed_dim).

@@ -56,6 +56,7 @@ class Header:
     embed_dim: int
     bundle: BundleReference
     config: IndexConfig
+    migrated_from: str = ""  # the checksum of the manifest of format version 1 that it was made from
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def write_header(connection: Connection, header: Header) -> None:
         "embed_dim": str(header.embed_dim),
         "bundle": _ascii_json(header.bundle.to_dict()),
         "config": _ascii_json(header.config.to_dict()),
+        "migrated_from": header.migrated_from,
     }
     for key, value in values.items():
         _write_meta(connection, key, value)
@@ -129,11 +131,12 @@ def read_header(connection: Connection, path: Path) -> Header:
             int(_read_meta(connection, path, "embed_dim")),
             BundleReference.from_dict(json.loads(_read_meta(connection, path, "bundle"))),
             IndexConfig.from_dict(json.loads(_read_meta(connection, path, "config"))),
+            _read_meta(connection, path, "migrated_from"),
         )
     except (ConfigError, ValueError) as error:
         raise IndexFileError(f"{path} is not valid: {error}") from error
-    if int(_read_meta(connection, path, "format_version")) != FORMAT_VERSION:
-        raise IndexFileError(f"{path} has format version {version}; expected {FORMAT_VERSION}")
+    if _read_meta(connection, path, "format_version") != str(FORMAT_VERSION) or header.embed_dim < 1:
+        raise IndexFileError(f"{path} is not valid: format version {version}, vectors {header.embed_dim} wide")
     return header
 
 
@@ -200,9 +203,12 @@ def product_content(product: Product) -> str:
 
 
 def product_of(content: str | bytes) -> Product:
-    """The inverse of `product_content`."""
-    record = json.loads(content)
-    return Product(record["id"], record["title"], record["image"], record["attributes"])
+    """The inverse of `product_content`; raises `IndexFileError` for anything else."""
+    try:
+        record = json.loads(content)
+        return Product(record["id"], record["title"], record["image"], record["attributes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IndexFileError(f"the store holds a product that is not valid ({error}): {content!r:.200}") from error
 
 
 def read_products(connection: Connection, rows: Sequence[int], path: Path) -> dict[int, Product]:
@@ -217,11 +223,13 @@ def read_products(connection: Connection, rows: Sequence[int], path: Path) -> di
                 if checksum_of(int(row), content.encode()) != int(checksum):
                     raise ValueError("wrong checksum")
                 found[int(row)] = product_of(content)
-    except (OperationalError, ValueError, KeyError) as error:
-        wrong = [row for row, content in read_contents(connection, rows) if content is None]
-        if wrong:
-            raise damaged(path, f"the product of row {wrong[0]}") from error
-        raise
+    except (OperationalError, ValueError) as error:
+        for row, content in read_contents(connection, rows):
+            if content is None:
+                raise damaged(path, f"the product of row {row}") from error
+        if isinstance(error, OperationalError):
+            raise
+        raise IndexFileError(f"{path} holds a product that is not valid: {error}") from error
     return found
 
 
