@@ -116,7 +116,7 @@ def test_many_threads_share_it() -> None:
 def test_the_engine_embeds_a_query_once_and_products_always(tmp_path: Path) -> None:
     for options, embedded in (({}, 3), ({"cache_images": True}, 2), ({"query_cache": 0}, 4)):
         encoder: Any = FakeEncoder()
-        engine = SearchEngine.create(tmp_path / "shop", encoder, **options)
+        engine = SearchEngine.create(tmp_path / f"shop-{embedded}", encoder, **options)
         engine.add(shop())
         before = encoder.items
         found = [(engine.search(text="red shirt"), engine.search(text="red shirt", image=picture("red"))) for _ in "ab"]

@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -256,10 +257,14 @@ def _index(args: argparse.Namespace) -> int:
 
     encoder = _load(args)
     engine = SearchEngine.create(args.out, encoder, views=args.views)
-    report = engine.add(args.catalog)
-    if report.added:
+    try:
+        report = engine.add(args.catalog)
         engine.save()
-    engine.close()
+    finally:
+        added = len(engine)
+        engine.close()
+        if not added:
+            shutil.rmtree(args.out)
     if args.json:
         summary = {"index": str(args.out), "model_id": encoder.model_id, "views": args.views}
         _print_json({**summary, "added": report.added, "rejected": _rejections(report.rejected)})

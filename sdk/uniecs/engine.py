@@ -1,36 +1,24 @@
-"""SearchEngine: products in, hits out. It ties the encoder, one index a view, and the folder that keeps
-them.
-
-Two locks: `_writing` lets one change at a time through, from its first check to its last row; `_state` is
-held for the moments in which rows are read or changed. Embedding happens outside both, so searches go on
-during an `add`.
-"""
+"""SearchEngine: products in, hits out. It ties the encoder to the index that keeps the products and their vectors."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+import time
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
 import numpy as np
 
-from uniecs.catalog import Product, Rejected, check_where_keys, compile_where, read_catalog
-from uniecs.errors import ImageError, IndexFileError, InputError, ModelMismatchError, UniecsError
-from uniecs.index import Rows, VectorIndex, Vectors, check_vectors
-from uniecs.index_folder import (
-    BundleReference,
-    IndexConfig,
-    Manifest,
-    empty_indexes,
-    read_contents,
-    read_manifest,
-    write_contents,
-)
+from uniecs.catalog import Product, Rejected, read_catalog
+from uniecs.errors import FilterError, ImageError, InputError, ModelMismatchError, UniecsError
+from uniecs.filters import Filter, filter_keys, parse_where
+from uniecs.index import Found, Index, Vectors, check_vectors
+from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.query_cache import QueryCache
 
 if TYPE_CHECKING:
@@ -86,35 +74,21 @@ class BatchResult:
 class SearchEngine:
     """A searchable catalogue of products; made by `create` or `open`, safe to share between threads.
 
-    Changes live in memory until `save()`: what was not saved is lost on `close()`. As a context manager it
-    saves on leaving, unless an exception passes through. One process writes an index at a time.
+    What `add`, `update` and `delete` did is durable when they return. `save` only makes the next opening fast; as a
+    context manager the engine saves on leaving, unless an exception passes through. One process writes an index at a
+    time, any number read it.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        encoder: Encoder,
-        manifest: Manifest,
-        products: list[Product | None],
-        indexes: dict[str, VectorIndex],
-        cache: QueryCache,
-    ) -> None:
+    def __init__(self, index: Index, encoder: Encoder, cache: QueryCache) -> None:
         """Not to be called: use `create` or `open`."""
-        self._path = path
+        self._index = index
         self._encoder = encoder
-        self._manifest = manifest
-        self._changed = manifest.generation == 0
-        self._closed = False
         self._cache = cache
+        self._closed = False
+        self._changed = False
+        self._keys: frozenset[str] = frozenset()  # attributes met so far: a filter on another is probably a slip
+        self._process = os.getpid()
         self._writing = threading.Lock()
-        self._state = threading.Lock()
-        self._fill(products, indexes)
-
-    def _fill(self, products: list[Product | None], indexes: dict[str, VectorIndex]) -> None:
-        self._products = products
-        self._indexes = indexes
-        self._rows = {product.id: row for row, product in enumerate(products) if product is not None}
-        self._free = [row for row, product in enumerate(products) if product is None]
 
     @classmethod
     def create(
@@ -125,25 +99,33 @@ class SearchEngine:
         M: int = 16,
         ef_construction: int = 200,
         *,
+        storage: str = "float32",
+        durability: str = "full",
         query_cache: int = QUERY_CACHE,
         cache_images: bool = False,
     ) -> Self:
-        """A new, empty engine; the first `save()` makes the folder `path`.
+        """A new, empty engine in the folder `path`.
 
         A view is an index of its own: "multimodal" holds every product by whatever it has, "image" and
         "text" the products that have that, embedded from it alone. `M` and `ef_construction` are HNSW's
-        links a node and breadth of building. The embeddings of the last `query_cache` queries are kept, those with
-        an image only if `cache_images`. Raises `IndexFileError` if `path` already holds something,
-        `ConfigError` or `InputError` for unusable settings.
+        links a node and breadth of building. `storage` is how the graph keeps its vectors: "float32", or "float16" or
+        "int8", which take a half or a quarter of the memory and score what they find anew from the store.
+        `durability="full"` brings each batch of a change to the disk before it returns; "batch" leaves that to the
+        operating system: a killed process still loses nothing, a power cut may cost the last changes. The embeddings
+        of the last `query_cache` queries are kept, those with an image only if `cache_images`. Raises `IndexFileError`
+        if `path` already holds something or cannot be written, `ConfigError` or `InputError` for unusable settings.
         """
-        path = Path(path)
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise IndexFileError(f"{path} already exists; open it with SearchEngine.open, or choose another path")
-        config = IndexConfig.from_dict({"views": views, "M": M, "ef_construction": ef_construction})
-        bundle = BundleReference.of(encoder.bundle.path)
-        manifest = Manifest(0, encoder.model_id, encoder.embed_dim, bundle, config)
+        config = IndexConfig.from_dict({"views": views, "M": M, "ef_construction": ef_construction, "storage": storage})
         cache = QueryCache(query_cache, images=cache_images)
-        return cls(path, encoder, manifest, [], empty_indexes(manifest), cache)
+        index = _place(path).create(
+            _located(path),
+            model_id=encoder.model_id,
+            embed_dim=encoder.embed_dim,
+            bundle=BundleReference.of(encoder.bundle.path),
+            config=config,
+            durability=_check_durability(durability),
+        )
+        return cls(index, encoder, cache)
 
     @classmethod
     def open(
@@ -155,38 +137,43 @@ class SearchEngine:
         backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        durability: str = "full",
         query_cache: int = QUERY_CACHE,
         cache_images: bool = False,
     ) -> Self:
-        """Open a saved index; nothing in its folder is changed by that.
+        """Open an index; the first change makes this process its writer.
 
         Without an `encoder` the bundle that the index records is loaded, with device, backend, precision and
-        threads as in `uniecs.load`; `query_cache` and `cache_images` as in `create`. Raises `IndexFileError` for an
-        index that is missing, damaged or of a newer format, `ModelMismatchError` if its vectors are of another
-        model than the encoder, `BundleError` or `BackendError` as `uniecs.load`.
+        threads as in `uniecs.load`; the rest as in `create`. An index of format version 1 is rewritten as version 2.
+        Raises `IndexFileError` for an index that is missing, damaged or of a newer format, `ModelMismatchError` if its
+        vectors are of another model than the encoder, `BundleError` or `BackendError` as `uniecs.load`.
         """
-        path = Path(path)
-        manifest = read_manifest(path)
-        if encoder is None:
-            from uniecs.encoder import load
-
-            source = manifest.bundle.name or manifest.bundle.path or ""
-            encoder = load(source, device=device, backend=backend, precision=precision, threads=threads)
-        if (encoder.model_id, encoder.embed_dim) != (manifest.model_id, manifest.embed_dim):
-            raise ModelMismatchError(
-                f"{path} holds vectors of {manifest.model_id} ({manifest.embed_dim} wide), the encoder is "
-                f"{encoder.model_id} ({encoder.embed_dim} wide): open it with its own model, or index anew"
-            )
         cache = QueryCache(query_cache, images=cache_images)
-        return cls(path, encoder, manifest, *read_contents(path, manifest), cache)
+        index: Index = _place(path).open(_located(path), durability=_check_durability(durability))
+        try:
+            if encoder is None:
+                from uniecs.encoder import load
+
+                source = index.bundle.name or index.bundle.path or ""
+                encoder = load(source, device=device, backend=backend, precision=precision, threads=threads)
+            if (encoder.model_id, encoder.embed_dim) != (index.model_id, index.embed_dim):
+                raise ModelMismatchError(
+                    f"{path} holds vectors of {index.model_id} ({index.embed_dim} wide), the encoder is "
+                    f"{encoder.model_id} ({encoder.embed_dim} wide): open it with its own model, or index anew"
+                )
+        except BaseException:
+            index.close()
+            raise
+        return cls(index, encoder, cache)
 
     @property
     def views(self) -> tuple[str, ...]:
         """The views of this index; the first is the one searched by default."""
-        return self._manifest.config.views
+        return self._index.config.views
 
     def __len__(self) -> int:
-        return len(self._rows)
+        self._check_open()
+        return len(self._index)
 
     def add(self, products: object) -> AddReport:
         """Embed and index new products, streamed from anything that `read_catalog` takes.
@@ -211,12 +198,13 @@ class SearchEngine:
         with tqdm(desc="update" if known else "add", total=total, unit="product", disable=None) as bar:
             while chunk := list(itertools.islice(items, CHUNK)):
                 outcomes = self._embed([item for _, item in chunk], known)
-                for (row, item), outcome in zip(chunk, outcomes, strict=True):
-                    try:
-                        self._insert(item, outcome, known)
-                        added += 1
-                    except UniecsError as error:
-                        rejected.append(Rejected(row, item.id, error))
+                errors = self._insert([item for _, item in chunk], outcomes, known)
+                rejected += [
+                    Rejected(row, item.id, error)
+                    for (row, item), error in zip(chunk, errors, strict=True)
+                    if error is not None
+                ]
+                added += errors.count(None)
                 bar.update(len(chunk))
         return AddReport(added, rejected)
 
@@ -224,9 +212,10 @@ class SearchEngine:
         """For each item its vector (embed_dim,) in each view that takes it, or why it has none."""
         queries: list[Query] = []
         plans: list[dict[str, int] | UniecsError] = []
+        held = self._index.known([item.id for item in chunk if isinstance(item, Product)])
         for item in chunk:
             try:
-                plans.append(self._plan(item, known, queries))
+                plans.append(self._plan(item, known, held, queries))
             except UniecsError as error:
                 plans.append(error)
         vectors, errors = self._encode(queries)
@@ -240,11 +229,11 @@ class SearchEngine:
                 outcomes.append({view: vectors[place] for view, place in plan.items()})
         return outcomes
 
-    def _plan(self, item: Product | Rejected, known: bool, queries: list[Query]) -> dict[str, int]:
+    def _plan(self, item: Product | Rejected, known: bool, held: set[str], queries: list[Query]) -> dict[str, int]:
         """Append to `queries` what to embed of `item`, each thing once; returns view -> place there."""
         if isinstance(item, Rejected):
             raise item.error
-        self._check_known(item.id, known)
+        _check_known(item.id, known, held)
         image = _read_once(item.image)
         plan: dict[str, int] = {}
         places: dict[tuple[bool, bool], int] = {}
@@ -260,63 +249,59 @@ class SearchEngine:
             raise InputError(f"product {item.id!r} has nothing to embed for the views {', '.join(self.views)}")
         return plan
 
-    def _check_known(self, product_id: str, known: bool) -> None:
-        if known and product_id not in self._rows:
-            raise InputError(f"id {product_id!r} is not in the index; add it with add()")
-        if not known and product_id in self._rows:
-            raise InputError(f"id {product_id!r} is already in the index; replace it with update()")
-
     def _encode(self, queries: Sequence[Query]) -> tuple[Vectors, dict[int, UniecsError]]:
         """Unit vectors (n, embed_dim), rows of failed queries unspecified, and the errors by position."""
         if not queries:
-            return np.zeros((0, self._manifest.embed_dim), np.float32), {}
+            return np.zeros((0, self._index.embed_dim), np.float32), {}
         texts, images = [query.text for query in queries], [query.image for query in queries]
         result = self._encoder.encode(texts=texts, images=images, errors="return")
         good = [place for place in range(len(queries)) if place not in result.errors]
-        check_vectors(result.embeddings[good], self._manifest.embed_dim)
+        check_vectors(result.embeddings[good], self._index.embed_dim)
         return result.embeddings, result.errors
 
-    def _insert(self, item: Product | Rejected, outcome: dict[str, Vectors] | UniecsError, known: bool) -> None:
-        if isinstance(outcome, UniecsError):
-            raise outcome
-        if isinstance(item, Rejected):
-            raise item.error
-        image = os.fspath(item.image) if isinstance(item.image, (str, os.PathLike)) else None
-        with self._writing, self._state:
+    def _insert(
+        self, chunk: Sequence[Product | Rejected], outcomes: Sequence[dict[str, Vectors] | UniecsError], known: bool
+    ) -> list[UniecsError | None]:
+        """Put what can be put, all in one change; for each item why it was left out, or None."""
+        errors: list[UniecsError | None] = []
+        items: dict[str, tuple[Product, dict[str, Vectors]]] = {}
+        with self._writing:
             self._check_open()
-            # Again: another thread, or an earlier row of this chunk, may have changed it since.
-            self._check_known(item.id, known)
-            vacant = self._free[-1] if self._free else len(self._products)
-            row = self._rows.get(item.id, vacant)
-            for view, index in self._indexes.items():
-                if view in outcome:
-                    index.add(np.array([row]), outcome[view][np.newaxis])
-                else:
-                    index.delete(np.array([row]))
-            self._products[row : row + 1] = [replace(item, image=image)]
-            self._rows[item.id] = row
-            if self._free and row == self._free[-1]:
-                self._free.pop()
-            self._changed = True
+            # Again: another thread may have changed it since.
+            held = self._index.known([item.id for item in chunk if isinstance(item, Product)])
+            for item, outcome in zip(chunk, outcomes, strict=True):
+                try:
+                    if isinstance(outcome, UniecsError):
+                        raise outcome
+                    if isinstance(item, Rejected):
+                        raise item.error
+                    _check_known(item.id, known, held | items.keys())
+                    image = os.fspath(item.image) if isinstance(item.image, (str, os.PathLike)) else None
+                    items[item.id] = (replace(item, image=image), outcome)
+                    errors.append(None)
+                except UniecsError as error:
+                    errors.append(error)
+            if items:
+                self._changed = True
+                self._index.put(list(items.values()))
+        return errors
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete products and return how many; for unknown ids raises `InputError` and deletes none."""
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise InputError(f"ids is {ids!r}; expected a list of ids")
         wanted = list(ids)
-        with self._writing, self._state:
+        with self._writing:
             self._check_open()
-            unknown = [each for each in wanted if not (isinstance(each, str) and each in self._rows)]
+            held = self._index.known([each for each in wanted if isinstance(each, str)])
+            unknown = [each for each in wanted if not (isinstance(each, str) and each in held)]
             if unknown:
                 raise InputError(f"{len(unknown)} of {len(wanted)} ids are not in the index, such as {unknown[0]!r}")
-            rows = [self._rows.pop(each) for each in dict.fromkeys(wanted)]
-            for row in rows:
-                self._products[row] = None
-            for index in self._indexes.values():
-                index.delete(np.array(rows, np.int64))
-            self._free += rows
-            self._changed = self._changed or bool(rows)
-        return len(rows)
+            distinct = list(dict.fromkeys(wanted))
+            if distinct:
+                self._changed = True
+                self._index.delete(distinct)
+        return len(distinct)
 
     def search(
         self,
@@ -328,8 +313,9 @@ class SearchEngine:
     ) -> list[Hit]:
         """The `k` products most similar to a text, an image or both, best first; all if there are fewer.
 
-        `view` is one of `views`, by default the first. `where` maps attributes to a value (equal), a list
-        (equal to any) or a (low, high) tuple (None is open); all must hold. Raises `TextError` or
+        `view` is one of `views`, by default the first. `where` maps attributes to a value (equal; None: absent), a list
+        (equal to any) or a (low, high) tuple (None is open); all must hold. Its keys "$and" and "$or" take lists of
+        such filters, "$not" takes one. Raises `TextError` or
         `ImageError` for a query that cannot be read, `FilterError` for an unknown key or an unusable value,
         `InputError` for a query of nothing, a `k` below 1 or an unknown view.
         """
@@ -368,20 +354,19 @@ class SearchEngine:
         if errors not in ("raise", "return"):
             raise InputError(f"errors is {errors!r}; expected 'raise' or 'return'")
         k, view = _check_k(k), self._check_view(view)
-        matches = None if where is None else compile_where(where)
+        matching = self._check_where(where)
         queries = list(queries)
         if not all(isinstance(query, Query) for query in queries):
             raise InputError("queries has an item that is not a uniecs.Query")
         vectors, failed = self._cache.embed(queries, self._encode)
         if failed and errors == "raise":
             raise failed[min(failed)]
+        good = [place for place in range(len(queries)) if place not in failed]
         hits: list[list[Hit]] = [[] for _ in queries]
-        with self._state:
-            self._check_open()
-            rows = self._matching(where, matches)
-            for place, vector in enumerate(vectors):
-                if place not in failed:
-                    hits[place] = self._hits(*self._indexes[view].search(vector, k, rows))
+        if good:
+            found, _ = self._index.search(view, vectors[good] if failed else vectors, k, matching)
+            for place, each in zip(good, found, strict=True):
+                hits[place] = _hits(each)
         return BatchResult(hits, failed) if errors == "return" else hits
 
     def similar(self, id: str, k: int = 10, view: str | None = None, where: Where | None = None) -> list[Hit]:
@@ -389,69 +374,95 @@ class SearchEngine:
 
         Raises `InputError` for an id that is not in the index, or that has no vector in the view.
         """
+        self._check_open()
         k, view = _check_k(k), self._check_view(view)
-        matches = None if where is None else compile_where(where)
-        with self._state:
-            self._check_open()
-            index, row = self._indexes[view], self._rows.get(id)
-            if row is None:
-                raise InputError(f"id {id!r} is not in the index")
-            if row not in index:
-                raise InputError(f"product {id!r} has no vector in the view {view!r}")
-            (vector,) = index.vectors(np.array([row]))
-            rows, scores = index.search(vector, k + 1, self._matching(where, matches))
-            others = rows != row
-            return self._hits(rows[others][:k], scores[others][:k])
+        matching = self._check_where(where)
+        if not isinstance(id, str):
+            raise InputError(f"id is {id!r}; expected a string")
+        found, _ = self._index.search(view, self._index.vector(id, view)[np.newaxis], k + 1, matching)
+        return _hits(each for each in found[0] if each[0].id != id)[:k]
 
-    def _matching(self, where: Where | None, matches: Callable[[Product], bool] | None) -> Rows | None:
-        """The rows whose products pass the filter; None for no filter."""
-        if where is None or matches is None:
+    def explain(
+        self,
+        text: str | None = None,
+        image: ImageSource | None = None,
+        k: int = 10,
+        view: str | None = None,
+        where: Where | None = None,
+    ) -> dict[str, Any]:
+        """Search as `search` does, and say how it went: a JSON object for people, not a stable interface.
+
+        Of an index in a folder: strategy ("graph", "filtered graph" or "exact"), ef (0 for exact), matching (rows that
+        the filter lets through), compared (vectors that were compared with the query), hits, encode_ms, search_ms.
+        """
+        self._check_open()
+        k, view = _check_k(k), self._check_view(view)
+        matching = self._check_where(where)
+        start = time.perf_counter()
+        vectors, failed = self._encode([Query(text, image)])
+        if failed:
+            raise failed[0]
+        encoded = time.perf_counter()
+        found, how = self._index.search(view, vectors, k, matching)
+        times = {"encode_ms": (encoded - start) * 1e3, "search_ms": (time.perf_counter() - encoded) * 1e3}
+        return {"view": view, "products": len(self._index), **how, "hits": len(found[0]), **times}
+
+    def _check_where(self, where: Where | None) -> Filter | None:
+        """The filter of `where`; raises `FilterError` for one that is not usable, or names a key no product has."""
+        if where is None:
             return None
-        rows = [row for row, product in enumerate(self._products) if product is not None and matches(product)]
-        # A filter that names an unknown key matches nothing: only then is it worth looking for one.
-        if not rows and self._rows:
-            check_where_keys(where, (product for product in self._products if product is not None))
-        return np.array(rows, np.int64)
+        parsed = parse_where(where)
+        if filter_keys(parsed) <= self._keys or not len(self._index):
+            return parsed
+        self._keys = frozenset(self._index.attribute_keys())
+        unknown = sorted(filter_keys(parsed) - self._keys)
+        if unknown:
+            known = ", ".join(sorted(self._keys)) or "none"
+            raise FilterError(f"where has the unknown key {unknown[0]!r}; known keys: {known}")
+        return parsed
 
-    def _hits(self, rows: Rows, scores: Vectors) -> list[Hit]:
-        hits = []
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            product = self._products[row]
-            if product is not None:
-                hits.append(Hit(product.id, score, product))
-        return hits
+    def stats(self) -> dict[str, Any]:
+        """Products, bytes by part, deleted nodes, parameters of the graphs, and the sequence number of the last
+        change: a JSON object.
+        """
+        self._check_open()
+        return self._index.stats()
+
+    def verify(self, sample: int = 1000) -> dict[str, Any]:
+        """Check every checksum, and compare the search for `sample` of the products with an exact one.
+
+        Returns {"store": "ok", "recall_at_10": {view: share}}. Raises `IndexFileError` for what is damaged.
+        """
+        self._check_open()
+        if type(sample) is not int or sample < 1:
+            raise InputError(f"sample is {sample!r}; expected a positive int")
+        with self._writing:
+            return self._index.verify(sample)
 
     def save(self) -> None:
-        """Write the index to its folder, whole or not at all; without changes it does nothing.
+        """Write the graphs as they are, so that the next opening need not build them; no data depends on it.
 
-        Raises `IndexFileError` if the folder cannot be written, or if another engine saved it since this one
-        opened it; what was saved before is then unharmed.
+        Raises `IndexFileError` if the folder cannot be written, or another process is its writer.
         """
         with self._writing:
             self._check_open()
-            if self._changed:
-                self._manifest = write_contents(self._path, self._manifest, self._products, self._indexes)
-                self._changed = False
+            self._index.save()
 
     def compact(self) -> None:
-        """Build the graphs anew in memory, without deleted rows: faster and more exact after many changes."""
-        with self._writing:
-            self._check_open()
-            live = np.array(sorted(self._rows.values()), np.int64)
-            products = [self._products[row] for row in live.tolist()]
-            indexes = empty_indexes(self._manifest)
-            for view, old in self._indexes.items():
-                rows = old.rows()
-                indexes[view].add(np.searchsorted(live, rows), old.vectors(rows))
-            with self._state:
-                self._fill(products, indexes)
-                self._changed = True
+        """Build the graphs anew, without deleted and replaced products: as good as new after many changes.
+
+        Searches and changes go on meanwhile.
+        """
+        self._check_open()
+        self._changed = True
+        self._index.compact()
 
     def close(self) -> None:
-        """Free the index; changes that were not saved are lost, and any further use raises `InputError`."""
-        with self._writing, self._state:
-            self._closed = True
-            self._fill([], {})
+        """Free the index, and let another process write it; any further use raises `InputError`."""
+        with self._writing:
+            if not self._closed:
+                self._closed = True
+                self._index.close()
 
     def __enter__(self) -> Self:
         return self
@@ -459,13 +470,15 @@ class SearchEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and not self._closed:
+        if kind is None and self._changed and not self._closed:
             self.save()
         self.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise InputError("the engine is closed; open the index again with SearchEngine.open")
+        if self._process != os.getpid():
+            raise InputError("the engine was opened before this process was forked; open the index again in it")
 
     def _check_view(self, view: str | None) -> str:
         if view is None:
@@ -473,6 +486,38 @@ class SearchEngine:
         if view not in self.views:
             raise InputError(f"view is {view!r}; this index has {', '.join(self.views)}")
         return view
+
+
+def _place(path: str | os.PathLike[str]) -> Any:
+    """The kind of index that `path` names."""
+    if isinstance(path, str) and path.startswith(("milvus://", "milvus+https://", "milvus-lite://")):
+        from uniecs.milvus_index import MilvusIndex
+
+        return MilvusIndex
+    from uniecs.local_index import LocalIndex
+
+    return LocalIndex
+
+
+def _located(path: str | os.PathLike[str]) -> str | Path:
+    return path if isinstance(path, str) and path.startswith("milvus") and "://" in path else Path(path)
+
+
+def _check_durability(durability: object) -> str:
+    if durability in ("full", "batch"):
+        return str(durability)
+    raise InputError(f"durability is {durability!r}; expected 'full' or 'batch'")
+
+
+def _check_known(product_id: str, known: bool, held: Set[str]) -> None:
+    if known and product_id not in held:
+        raise InputError(f"id {product_id!r} is not in the index; add it with add()")
+    if not known and product_id in held:
+        raise InputError(f"id {product_id!r} is already in the index; replace it with update()")
+
+
+def _hits(found: Iterable[Found]) -> list[Hit]:
+    return [Hit(product.id, score, product) for product, score in found]
 
 
 def _check_k(k: object) -> int:

@@ -77,7 +77,8 @@ class Store:
             self._database.close()
             raise
         self.model_id, self.embed_dim = header.model_id, header.embed_dim
-        self.bundle, self.config, self.migrated_from = header.bundle, header.config, header.migrated_from
+        self.bundle, self.config = header.bundle, header.config
+        self.migrated_from, self.store_id = header.migrated_from, header.store_id
 
     @classmethod
     def create(
@@ -138,6 +139,16 @@ class Store:
     def sequence(self) -> int:
         """The number of changes so far."""
         return self._state().sequence
+
+    @property
+    def writes(self) -> bool:
+        """Whether this store has the writer lock."""
+        return self._lock.held
+
+    @property
+    def last_row(self) -> int:
+        """The highest row ever used; 0 for none."""
+        return self._state().last_row
 
     @property
     def purged(self) -> int:

@@ -7,9 +7,10 @@ SQLite itself raises is left to the caller (database.py).
 from __future__ import annotations
 
 import json
+import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from sqlite3 import Connection, OperationalError
 from typing import Any, TypeAlias
@@ -57,6 +58,7 @@ class Header:
     bundle: BundleReference
     config: IndexConfig
     migrated_from: str = ""  # the checksum of the manifest of format version 1 that it was made from
+    store_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # what a graph was made from
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def write_header(connection: Connection, header: Header) -> None:
         "bundle": _ascii_json(header.bundle.to_dict()),
         "config": _ascii_json(header.config.to_dict()),
         "migrated_from": header.migrated_from,
+        "store_id": header.store_id,
     }
     for key, value in values.items():
         _write_meta(connection, key, value)
@@ -132,6 +135,7 @@ def read_header(connection: Connection, path: Path) -> Header:
             BundleReference.from_dict(json.loads(_read_meta(connection, path, "bundle"))),
             IndexConfig.from_dict(json.loads(_read_meta(connection, path, "config"))),
             _read_meta(connection, path, "migrated_from"),
+            _read_meta(connection, path, "store_id"),
         )
     except (ConfigError, ValueError) as error:
         raise IndexFileError(f"{path} is not valid: {error}") from error

@@ -1,4 +1,5 @@
-// uniecs._core: the index core for Python, nothing but conversions. Numpy arrays in and out, the GIL released.
+// uniecs._core: the index core for Python, nothing but conversions. Numpy arrays in and out, the GIL
+// released.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -24,160 +25,166 @@ using uniecs::Span;
 
 using RowArray = nb::ndarray<const Row, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
-template <typename T> using Numpy = nb::ndarray<nb::numpy, T>;
+template <typename T>
+using Numpy = nb::ndarray<nb::numpy, T>;
 
-Span<const Row> rows_of(const RowArray &rows) { return {rows.data(), rows.size()}; }
-Span<const float> floats_of(const Floats &floats) { return {floats.data(), floats.size()}; }
+Span<const Row> rows_of(const RowArray& rows) { return {rows.data(), rows.size()}; }
+Span<const float> floats_of(const Floats& floats) { return {floats.data(), floats.size()}; }
 
-template <typename T> Numpy<T> numpy(std::vector<T> values, std::initializer_list<std::size_t> shape) {
-  auto *kept = new std::vector<T>(std::move(values));
-  nb::capsule owner(kept, [](void *p) noexcept { delete static_cast<std::vector<T> *>(p); });
-  return Numpy<T>(kept->data(), shape, owner);
+template <typename T>
+Numpy<T> numpy(std::vector<T> values, std::initializer_list<std::size_t> shape) {
+    auto* kept = new std::vector<T>(std::move(values));
+    nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    return Numpy<T>(kept->data(), shape, owner);
 }
 
-template <typename T> Numpy<T> numpy(std::vector<T> values) {
-  const std::size_t n = values.size();
-  return numpy(std::move(values), {n});
+template <typename T>
+Numpy<T> numpy(std::vector<T> values) {
+    const std::size_t n = values.size();
+    return numpy(std::move(values), {n});
 }
 
-const char *name(uniecs::Strategy strategy) {
-  return strategy == uniecs::Strategy::graph            ? "graph"
-         : strategy == uniecs::Strategy::filtered_graph ? "filtered graph"
-                                                        : "exact";
+const char* name(uniecs::Strategy strategy) {
+    return strategy == uniecs::Strategy::graph            ? "graph"
+           : strategy == uniecs::Strategy::filtered_graph ? "filtered graph"
+                                                          : "exact";
 }
 
-std::optional<uniecs::Strategy> strategy_named(const std::optional<std::string> &wanted) {
-  if (!wanted)
-    return std::nullopt;
-  for (auto each : {uniecs::Strategy::graph, uniecs::Strategy::filtered_graph, uniecs::Strategy::exact})
-    if (*wanted == name(each))
-      return each;
-  throw std::invalid_argument("strategy is '" + *wanted + "'; expected graph, filtered graph or exact");
+std::optional<uniecs::Strategy> strategy_named(const std::optional<std::string>& wanted) {
+    if (!wanted) return std::nullopt;
+    for (auto each : {uniecs::Strategy::graph, uniecs::Strategy::filtered_graph, uniecs::Strategy::exact})
+        if (*wanted == name(each)) return each;
+    throw std::invalid_argument("strategy is '" + *wanted + "'; expected graph, filtered graph or exact");
 }
 
-uniecs::Storage storage_named(const std::string &wanted) {
-  if (wanted == "float32")
-    return uniecs::Storage::float32;
-  if (wanted == "float16")
-    return uniecs::Storage::float16;
-  if (wanted == "int8")
-    return uniecs::Storage::int8;
-  throw std::invalid_argument("storage is '" + wanted + "'; expected float32, float16 or int8");
+uniecs::Storage storage_named(const std::string& wanted) {
+    if (wanted == "float32") return uniecs::Storage::float32;
+    if (wanted == "float16") return uniecs::Storage::float16;
+    if (wanted == "int8") return uniecs::Storage::int8;
+    throw std::invalid_argument("storage is '" + wanted + "'; expected float32, float16 or int8");
 }
 
-nb::dict described(const uniecs::Plan &plan) {
-  nb::dict made;
-  made["strategy"] = name(plan.strategy);
-  made["ef"] = plan.ef;
-  made["matching"] = plan.matching;
-  made["compared"] = plan.compared;
-  return made;
+nb::dict described(const uniecs::Plan& plan) {
+    nb::dict made;
+    made["strategy"] = name(plan.strategy);
+    made["ef"] = plan.ef;
+    made["matching"] = plan.matching;
+    made["compared"] = plan.compared;
+    return made;
 }
 
 // Rows (n, k), 0 where there is none, scores (n, k), NaN there, and the plan of the first query.
-nb::tuple search(const Graph &graph, const Floats &queries, std::size_t k, const RowSet *filter,
-                 std::optional<std::size_t> matching, std::size_t ef, const std::optional<std::string> &strategy,
-                 unsigned threads) {
-  if (queries.ndim() != 2)
-    throw std::invalid_argument("queries have " + std::to_string(queries.ndim()) + " dimensions; expected (n, dim)");
-  const auto forced = strategy_named(strategy);
-  uniecs::SearchOptions options;
-  options.ef = ef;
-  options.filter = filter;
-  options.matching = matching.value_or(std::numeric_limits<std::size_t>::max());
-  options.strategy = forced ? &*forced : nullptr;
-  std::vector<uniecs::Hits> hits;
-  {
-    nb::gil_scoped_release release;
-    hits = graph.search_batch(floats_of(queries), k, options, threads);
-  }
-  std::size_t most = 0;
-  for (const auto &each : hits)
-    most = std::max(most, each.rows.size());
-  std::vector<Row> rows(hits.size() * most);
-  std::vector<float> scores(hits.size() * most, std::numeric_limits<float>::quiet_NaN());
-  for (std::size_t i = 0; i < hits.size(); ++i) {
-    std::copy(hits[i].rows.begin(), hits[i].rows.end(), rows.begin() + static_cast<std::ptrdiff_t>(i * most));
-    std::copy(hits[i].scores.begin(), hits[i].scores.end(), scores.begin() + static_cast<std::ptrdiff_t>(i * most));
-  }
-  return nb::make_tuple(numpy(std::move(rows), {hits.size(), most}), numpy(std::move(scores), {hits.size(), most}),
-                        hits.empty() ? nb::dict() : described(hits.front().plan));
+nb::tuple search(const Graph& graph, const Floats& queries, std::size_t k, const RowSet* filter,
+                 std::optional<std::size_t> matching, std::size_t ef,
+                 const std::optional<std::string>& strategy, unsigned threads) {
+    if (queries.ndim() != 2)
+        throw std::invalid_argument("queries have " + std::to_string(queries.ndim()) +
+                                    " dimensions; expected (n, dim)");
+    const auto forced = strategy_named(strategy);
+    uniecs::SearchOptions options;
+    options.ef = ef;
+    options.filter = filter;
+    options.matching = matching.value_or(std::numeric_limits<std::size_t>::max());
+    options.strategy = forced ? &*forced : nullptr;
+    std::vector<uniecs::Hits> hits;
+    {
+        nb::gil_scoped_release release;
+        hits = graph.search_batch(floats_of(queries), k, options, threads);
+    }
+    std::size_t most = 0;
+    for (const auto& each : hits) most = std::max(most, each.rows.size());
+    std::vector<Row> rows(hits.size() * most);
+    std::vector<float> scores(hits.size() * most, std::numeric_limits<float>::quiet_NaN());
+    for (std::size_t i = 0; i < hits.size(); ++i) {
+        std::copy(hits[i].rows.begin(), hits[i].rows.end(),
+                  rows.begin() + static_cast<std::ptrdiff_t>(i * most));
+        std::copy(hits[i].scores.begin(), hits[i].scores.end(),
+                  scores.begin() + static_cast<std::ptrdiff_t>(i * most));
+    }
+    return nb::make_tuple(numpy(std::move(rows), {hits.size(), most}),
+                          numpy(std::move(scores), {hits.size(), most}),
+                          hits.empty() ? nb::dict() : described(hits.front().plan));
 }
 
-std::optional<Numpy<float>> vector(const Graph &graph, Row row) {
-  std::vector<float> found(graph.config().dim);
-  if (!graph.vector(row, found))
-    return std::nullopt;
-  return numpy(std::move(found));
+std::optional<Numpy<float>> vector(const Graph& graph, Row row) {
+    std::vector<float> found(graph.config().dim);
+    if (!graph.vector(row, found)) return std::nullopt;
+    return numpy(std::move(found));
 }
 
-nb::dict stats(const Graph &graph) {
-  const uniecs::GraphStats found = graph.stats();
-  nb::dict made;
-  made["live"] = found.live;
-  made["removed"] = found.removed;
-  made["free"] = found.free;
-  made["vector_bytes"] = found.vector_bytes;
-  made["link_bytes"] = found.link_bytes;
-  made["other_bytes"] = found.other_bytes;
-  made["top_layer"] = found.top_layer;
-  return made;
+nb::dict stats(const Graph& graph) {
+    const uniecs::GraphStats found = graph.stats();
+    nb::dict made;
+    made["live"] = found.live;
+    made["removed"] = found.removed;
+    made["free"] = found.free;
+    made["vector_bytes"] = found.vector_bytes;
+    made["link_bytes"] = found.link_bytes;
+    made["other_bytes"] = found.other_bytes;
+    made["top_layer"] = found.top_layer;
+    return made;
 }
 
-} // namespace
+}  // namespace
 
 NB_MODULE(_core, module) {
-  module.doc() = "The native index core; sdk/cpp/include/uniecs/graph.hpp describes it.";
-  module.def("instructions", &uniecs::instructions, "The vector instructions in use: avx512, avx2 or portable.");
-  nb::exception<uniecs::SnapshotError>(module, "SnapshotError");
+    module.doc() = "The native index core; sdk/cpp/include/uniecs/graph.hpp describes it.";
+    module.def("instructions", &uniecs::instructions,
+               "The vector instructions in use: avx512, avx2 or portable.");
+    nb::exception<uniecs::SnapshotError>(module, "SnapshotError");
 
-  nb::class_<RowSet>(module, "RowSet")
-      .def("__init__", [](RowSet *self, const RowArray &rows) { new (self) RowSet(rows_of(rows)); }, "rows"_a)
-      .def("insert", &RowSet::insert, "row"_a)
-      .def("__contains__", &RowSet::contains, "row"_a)
-      .def("__len__", &RowSet::count)
-      .def("rows", [](const RowSet &self) { return numpy(self.rows()); })
-      .def("__and__", &RowSet::intersection, "other"_a)
-      .def("__or__", &RowSet::united, "other"_a)
-      .def("complement", &RowSet::complement, "last"_a);
+    nb::class_<RowSet>(module, "RowSet")
+        .def(
+            "__init__", [](RowSet* self, const RowArray& rows) { new (self) RowSet(rows_of(rows)); },
+            "rows"_a)
+        .def("insert", &RowSet::insert, "row"_a)
+        .def("__contains__", &RowSet::contains, "row"_a)
+        .def("__len__", &RowSet::count)
+        .def("rows", [](const RowSet& self) { return numpy(self.rows()); })
+        .def("__and__", &RowSet::intersection, "other"_a)
+        .def("__or__", &RowSet::united, "other"_a)
+        .def("complement", &RowSet::complement, "last"_a);
 
-  nb::class_<Graph>(module, "Graph")
-      .def(
-          "__init__",
-          [](Graph *self, std::uint32_t dim, std::uint32_t M, std::uint32_t ef_construction,
-             const std::string &storage) { new (self) Graph({dim, M, ef_construction, storage_named(storage)}); },
-          "dim"_a, "M"_a, "ef_construction"_a, "storage"_a)
-      .def_static(
-          "load",
-          [](const std::string &path, std::uint32_t dim, std::uint32_t M, std::uint32_t ef_construction,
-             const std::string &storage, const std::string &model_id) {
-            uniecs::SnapshotInfo info;
-            const uniecs::GraphConfig config{dim, M, ef_construction, storage_named(storage)};
-            auto loaded = [&] {
-              nb::gil_scoped_release release;
-              return Graph::load(path, config, model_id, &info);
-            }();
-            return nb::make_tuple(nb::cast(std::move(loaded)), info.sequence, info.last_row);
-          },
-          "path"_a, "dim"_a, "M"_a, "ef_construction"_a, "storage"_a, "model_id"_a)
-      .def(
-          "save",
-          [](const Graph &self, const std::string &path, const std::string &model_id, std::uint64_t sequence,
-             Row last_row) { self.save(path, {model_id, sequence, last_row}); },
-          "path"_a, "model_id"_a, "sequence"_a, "last_row"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def("__len__", &Graph::size)
-      .def("__contains__", &Graph::contains, "row"_a)
-      .def("rows", [](const Graph &self) { return numpy(self.rows()); })
-      .def(
-          "apply",
-          [](Graph &self, const RowArray &removed, const RowArray &rows, const Floats &vectors, unsigned threads) {
-            nb::gil_scoped_release release;
-            self.apply(rows_of(removed), rows_of(rows), floats_of(vectors), threads);
-          },
-          "removed"_a, "rows"_a, "vectors"_a, "threads"_a)
-      .def("repair", &Graph::repair, "threads"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def("search", &search, "queries"_a, "k"_a, "filter"_a = nullptr, "matching"_a = nb::none(), "ef"_a = 0,
-           "strategy"_a = nb::none(), "threads"_a = 1)
-      .def("vector", &vector, "row"_a)
-      .def("stats", &stats);
+    nb::class_<Graph>(module, "Graph")
+        .def(
+            "__init__",
+            [](Graph* self, std::uint32_t dim, std::uint32_t M, std::uint32_t ef_construction,
+               const std::string& storage) {
+                new (self) Graph({dim, M, ef_construction, storage_named(storage)});
+            },
+            "dim"_a, "M"_a, "ef_construction"_a, "storage"_a)
+        .def_static(
+            "load",
+            [](const std::string& path, std::uint32_t dim, std::uint32_t M, std::uint32_t ef_construction,
+               const std::string& storage, const std::string& model_id) {
+                uniecs::SnapshotInfo info;
+                const uniecs::GraphConfig config{dim, M, ef_construction, storage_named(storage)};
+                auto loaded = [&] {
+                    nb::gil_scoped_release release;
+                    return Graph::load(path, config, model_id, &info);
+                }();
+                return nb::make_tuple(nb::cast(std::move(loaded)), info.sequence, info.last_row);
+            },
+            "path"_a, "dim"_a, "M"_a, "ef_construction"_a, "storage"_a, "model_id"_a)
+        .def(
+            "save",
+            [](const Graph& self, const std::string& path, const std::string& model_id,
+               std::uint64_t sequence, Row last_row) { self.save(path, {model_id, sequence, last_row}); },
+            "path"_a, "model_id"_a, "sequence"_a, "last_row"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("__len__", &Graph::size)
+        .def("__contains__", &Graph::contains, "row"_a)
+        .def("rows", [](const Graph& self) { return numpy(self.rows()); })
+        .def(
+            "apply",
+            [](Graph& self, const RowArray& removed, const RowArray& rows, const Floats& vectors,
+               unsigned threads) {
+                nb::gil_scoped_release release;
+                self.apply(rows_of(removed), rows_of(rows), floats_of(vectors), threads);
+            },
+            "removed"_a, "rows"_a, "vectors"_a, "threads"_a)
+        .def("repair", &Graph::repair, "threads"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("search", &search, "queries"_a, "k"_a, "filter"_a = nullptr, "matching"_a = nb::none(),
+             "ef"_a = 0, "strategy"_a = nb::none(), "threads"_a = 1)
+        .def("vector", &vector, "row"_a)
+        .def("stats", &stats);
 }

@@ -11,201 +11,188 @@ namespace {
 
 constexpr unsigned MOST_LAYERS = 24;
 // `apply` repairs the graph once this share of its nodes are removed ones.
-constexpr double REPAIR_SHARE = 0.2;
+constexpr double REPAIR_SHARE = 0.3;
 constexpr std::size_t REPAIR_LEAST = 64;
 
 // A layer by the row alone (splitmix64): the same whatever the number of threads (Algorithm 4, line 4).
 unsigned layers_of(Row row, std::size_t M) {
-  std::uint64_t x = row + 0x9e3779b97f4a7c15ull;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebull;
-  x ^= x >> 31;
-  const double uniform = (static_cast<double>(x >> 11) + 1) * 0x1p-53; // 0 excluded, 1 included
-  return std::min(MOST_LAYERS, static_cast<unsigned>(-std::log(uniform) / std::log(static_cast<double>(M))));
+    std::uint64_t x = row + 0x9e3779b97f4a7c15ull;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+    x ^= x >> 31;
+    const double uniform = (static_cast<double>(x >> 11) + 1) * 0x1p-53;  // 0 excluded, 1 included
+    return std::min(MOST_LAYERS,
+                    static_cast<unsigned>(-std::log(uniform) / std::log(static_cast<double>(M))));
 }
 
-} // namespace
+}  // namespace
 
-void in_parallel(std::size_t n, unsigned threads, const std::function<void(std::size_t)> &work) {
-  std::atomic<std::size_t> next{0};
-  std::exception_ptr failure;
-  std::mutex failing;
-  const auto run = [&] {
-    try {
-      for (std::size_t i; (i = next.fetch_add(1)) < n;)
-        work(i);
-    } catch (...) {
-      next.store(n);
-      const std::lock_guard<std::mutex> lock(failing);
-      if (!failure)
-        failure = std::current_exception();
-    }
-  };
-  std::vector<std::thread> others;
-  for (std::size_t t = 1; t < std::min<std::size_t>(threads, n); ++t)
-    others.emplace_back(run);
-  run();
-  for (std::thread &each : others)
-    each.join();
-  if (failure)
-    std::rethrow_exception(failure);
+void in_parallel(std::size_t n, unsigned threads, const std::function<void(std::size_t)>& work) {
+    std::atomic<std::size_t> next{0};
+    std::exception_ptr failure;
+    std::mutex failing;
+    const auto run = [&] {
+        try {
+            for (std::size_t i; (i = next.fetch_add(1)) < n;) work(i);
+        } catch (...) {
+            next.store(n);
+            const std::lock_guard<std::mutex> lock(failing);
+            if (!failure) failure = std::current_exception();
+        }
+    };
+    std::vector<std::thread> others;
+    for (std::size_t t = 1; t < std::min<std::size_t>(threads, n); ++t) others.emplace_back(run);
+    run();
+    for (std::thread& each : others) each.join();
+    if (failure) std::rethrow_exception(failure);
 }
 
 void Graph::Impl::check(Span<const Row> gone, Span<const Row> rows, Span<const float> vectors) const {
-  if (vectors.size() != rows.size() * config.dim)
-    throw std::invalid_argument(std::to_string(vectors.size()) + " components for " + std::to_string(rows.size()) +
-                                " rows of " + std::to_string(config.dim));
-  for (float component : vectors)
-    if (!std::isfinite(component))
-      throw std::invalid_argument("a vector has a component that is not finite");
-  std::unordered_set<Row> seen;
-  for (Row row : gone) {
-    const Node node = node_of(row);
-    if (node == NO_NODE || !nodes.linked_for_good(node) || !seen.insert(row).second)
-      throw std::invalid_argument("row " + std::to_string(row) + " cannot be removed: it is not in the graph");
-  }
-  for (Row row : rows)
-    if (row == 0 || row >= node_by_row.PER_BLOCK * node_by_row.BLOCKS || node_of(row) != NO_NODE ||
-        !seen.insert(row).second)
-      throw std::invalid_argument("row " + std::to_string(row) + " cannot be added: it is 0, too large, or was used");
+    if (vectors.size() != rows.size() * config.dim)
+        throw std::invalid_argument(std::to_string(vectors.size()) + " components for " +
+                                    std::to_string(rows.size()) + " rows of " + std::to_string(config.dim));
+    for (float component : vectors)
+        if (!std::isfinite(component))
+            throw std::invalid_argument("a vector has a component that is not finite");
+    std::unordered_set<Row> seen;
+    for (Row row : gone) {
+        const Node node = node_of(row);
+        if (node == NO_NODE || !nodes.linked_for_good(node) || !seen.insert(row).second)
+            throw std::invalid_argument("row " + std::to_string(row) +
+                                        " cannot be removed: it is not in the graph");
+    }
+    for (Row row : rows)
+        if (row == 0 || row >= node_by_row.PER_BLOCK * node_by_row.BLOCKS || node_of(row) != NO_NODE ||
+            !seen.insert(row).second)
+            throw std::invalid_argument("row " + std::to_string(row) +
+                                        " cannot be added: it is 0, too large, or was used");
 }
 
-void Graph::Impl::apply(Span<const Row> gone, Span<const Row> rows, Span<const float> vectors, unsigned threads) {
-  const std::lock_guard<std::mutex> lock(writing);
-  check(gone, rows, vectors);
-  const Step next = step.load() + 1;
-  std::vector<Node> added;
-  try {
-    for (std::size_t i = 0; i < rows.size(); ++i)
-      added.push_back(new_node(rows[i], vectors.data() + i * config.dim, next));
-    in_parallel(added.size(), threads, [&](std::size_t i) { insert(added[i]); });
-  } catch (...) { // out of memory: the nodes stay, but no search ever sees them
-    for (Node node : added)
-      nodes.header(node).removed.store(0);
-    removed += added.size();
-    throw;
-  }
-  for (Row row : gone)
-    nodes.header(node_of(row)).removed.store(next, std::memory_order_release);
-  live += rows.size();
-  live -= gone.size();
-  removed += gone.size();
-  step.store(next, std::memory_order_release);
-  if (removed >= REPAIR_LEAST && static_cast<double>(removed) > REPAIR_SHARE * static_cast<double>(live + removed))
-    repair(threads);
+void Graph::Impl::apply(Span<const Row> gone, Span<const Row> rows, Span<const float> vectors,
+                        unsigned threads) {
+    const std::lock_guard<std::mutex> lock(writing);
+    check(gone, rows, vectors);
+    const Step next = step.load() + 1;
+    std::vector<Node> added;
+    try {
+        for (std::size_t i = 0; i < rows.size(); ++i)
+            added.push_back(new_node(rows[i], vectors.data() + i * config.dim, next));
+        in_parallel(added.size(), threads, [&](std::size_t i) { insert(added[i]); });
+    } catch (...) {  // out of memory: the nodes stay, but no search ever sees them
+        for (Node node : added) nodes.header(node).removed.store(0);
+        removed += added.size();
+        throw;
+    }
+    for (Row row : gone) nodes.header(node_of(row)).removed.store(next, std::memory_order_release);
+    live += rows.size();
+    live -= gone.size();
+    removed += gone.size();
+    step.store(next, std::memory_order_release);
+    if (removed >= REPAIR_LEAST &&
+        static_cast<double>(removed) > REPAIR_SHARE * static_cast<double>(live + removed))
+        repair(threads);
 }
 
 // A place with its vector, not yet linked.
-Node Graph::Impl::new_node(Row row, const float *vector, Step at) {
-  node_by_row.reach(row + 1);
-  const bool reused = !free.empty();
-  const Node node = reused ? free.back() : nodes.count.load();
-  nodes.reach(node + std::size_t{1});
-  const unsigned layers = layers_of(row, config.M);
-  std::unique_ptr<Word[]> upper(layers ? new Word[nodes.upper_words(layers)] : nullptr);
-  for (std::size_t i = 0; i < nodes.upper_words(layers); ++i)
-    upper[i].store(0, std::memory_order_relaxed);
-  if (reused)
-    free.pop_back();
-  Header &header = nodes.header(node);
-  header.row = row;
-  header.layers = static_cast<std::uint8_t>(layers);
-  header.scale = nodes.codec.encode(vector, nodes.vector(node));
-  nodes.links(node, 0)[0].store(0);
-  delete[] header.upper.exchange(upper.release());
-  header.added.store(at, std::memory_order_release);
-  header.removed.store(NEVER, std::memory_order_release);
-  if (!reused)
-    nodes.count.store(node + 1, std::memory_order_release);
-  node_by_row.at(row)->store(node + 1, std::memory_order_release);
-  return node;
+Node Graph::Impl::new_node(Row row, const float* vector, Step at) {
+    node_by_row.reach(row + 1);
+    const bool reused = !free.empty();
+    const Node node = reused ? free.back() : nodes.count.load();
+    nodes.reach(node + std::size_t{1});
+    const unsigned layers = layers_of(row, config.M);
+    std::unique_ptr<Word[]> upper(layers ? new Word[nodes.upper_words(layers)] : nullptr);
+    for (std::size_t i = 0; i < nodes.upper_words(layers); ++i) upper[i].store(0, std::memory_order_relaxed);
+    if (reused) free.pop_back();
+    Header& header = nodes.header(node);
+    header.row = row;
+    header.layers = static_cast<std::uint8_t>(layers);
+    header.scale = nodes.codec.encode(vector, nodes.vector(node));
+    nodes.links(node, 0)[0].store(0);
+    delete[] header.upper.exchange(upper.release());
+    header.added.store(at, std::memory_order_release);
+    header.removed.store(NEVER, std::memory_order_release);
+    if (!reused) nodes.count.store(node + 1, std::memory_order_release);
+    node_by_row.at(row)->store(node + 1, std::memory_order_release);
+    return node;
 }
 
 // Algorithm 1. All of a node's own links are there before the first link leads to it.
 void Graph::Impl::insert(Node node) {
-  const unsigned layers = nodes.header(node).layers;
-  std::unique_lock<std::mutex> lock(entering);
-  if (entry_node() == NO_NODE)
-    return set_entry(node);
-  const bool rises = layers > entry_layers();
-  if (!rises)
-    lock.unlock();
-  Lent s(*this);
-  s->query.set_stored(nodes.vector(node), nodes.header(node).scale);
-  const unsigned top = std::min(layers, entry_layers());
-  Node start = descend(*s, entry.load(std::memory_order_acquire), top);
-  std::vector<std::vector<Node>> chosen(top + 1);
-  std::vector<Near> candidates;
-  for (unsigned layer = top + 1; layer-- > 0;) {
-    search_layer(*s, {score(*s, start), start}, config.ef_construction, layer);
-    candidates.clear();
-    for (const Near &each : s->beam.nodes())
-      if (each.node != node && nodes.linked_for_good(each.node))
-        candidates.push_back(each);
-    if (candidates.empty()) // all are removed ones: they still lead on
-      for (const Near &each : s->beam.nodes())
-        if (each.node != node)
-          candidates.push_back(each);
-    start = s->beam.nodes().front().node;
-    select(*s, candidates, config.M, chosen[layer]);
-    set_links(node, layer, chosen[layer]);
-  }
-  for (unsigned layer = 0; layer <= top; ++layer)
-    for (Node neighbour : chosen[layer])
-      link_back(*s, neighbour, node, layer);
-  if (rises)
-    set_entry(node);
+    const unsigned layers = nodes.header(node).layers;
+    std::unique_lock<std::mutex> lock(entering);
+    if (entry_node() == NO_NODE) return set_entry(node);
+    const bool rises = layers > entry_layers();
+    if (!rises) lock.unlock();
+    Lent s(*this);
+    s->query.set_stored(nodes.vector(node), nodes.header(node).scale);
+    const unsigned top = std::min(layers, entry_layers());
+    Node start = descend(*s, entry.load(std::memory_order_acquire), top);
+    std::vector<std::vector<Node>> chosen(top + 1);
+    std::vector<Near> candidates;
+    for (unsigned layer = top + 1; layer-- > 0;) {
+        search_layer(*s, {score(*s, start), start}, config.ef_construction, layer);
+        candidates.clear();
+        for (const Near& each : s->beam.nodes())
+            if (each.node != node && nodes.linked_for_good(each.node)) candidates.push_back(each);
+        if (candidates.empty())  // all are removed ones: they still lead on
+            for (const Near& each : s->beam.nodes())
+                if (each.node != node) candidates.push_back(each);
+        start = s->beam.nodes().front().node;
+        select(*s, candidates, config.M, chosen[layer]);
+        set_links(node, layer, chosen[layer]);
+    }
+    for (unsigned layer = 0; layer <= top; ++layer)
+        for (Node neighbour : chosen[layer]) link_back(*s, neighbour, node, layer);
+    if (rises) set_entry(node);
 }
 
-void Graph::Impl::set_links(Node node, unsigned layer, const std::vector<Node> &links) {
-  const NodeLock lock(nodes.header(node).lock);
-  write_links(nodes.links(node, layer), links.data(), links.size());
+void Graph::Impl::set_links(Node node, unsigned layer, const std::vector<Node>& links) {
+    const NodeLock lock(nodes.header(node).lock);
+    write_links(nodes.links(node, layer), links.data(), links.size());
 }
 
-// Algorithm 4: of the candidates, nearest first, those that are nearer to the query than to any chosen before.
-void Graph::Impl::select(Scratch &s, const std::vector<Near> &candidates, std::size_t most,
-                         std::vector<Node> &out) const {
-  out.clear();
-  for (const Near &each : candidates) {
-    if (out.size() == most)
-      return;
-    const std::byte *codes = nodes.vector(each.node);
-    const float scale = nodes.header(each.node).scale;
-    if (!out.empty())
-      s.other.set_stored(codes, scale);
-    const bool apart = std::all_of(out.begin(), out.end(), [&](Node chosen) {
-      return s.other.score(nodes.vector(chosen), nodes.header(chosen).scale) <= each.score;
-    });
-    if (apart)
-      out.push_back(each.node);
-  }
+// Algorithm 4: of the candidates, nearest first, those that are nearer to the query than to any chosen
+// before.
+void Graph::Impl::select(Scratch& s, const std::vector<Near>& candidates, std::size_t most,
+                         std::vector<Node>& out) const {
+    out.clear();
+    for (const Near& each : candidates) {
+        if (out.size() == most) return;
+        const std::byte* codes = nodes.vector(each.node);
+        const float scale = nodes.header(each.node).scale;
+        if (!out.empty()) s.other.set_stored(codes, scale);
+        const bool apart = std::all_of(out.begin(), out.end(), [&](Node chosen) {
+            return s.other.score(nodes.vector(chosen), nodes.header(chosen).scale) <= each.score;
+        });
+        if (apart) out.push_back(each.node);
+    }
 }
 
 // Link `from` to `to`; of too many links the best apart are kept.
-void Graph::Impl::link_back(Scratch &s, Node from, Node to, unsigned layer) {
-  const NodeLock lock(nodes.header(from).lock);
-  Word *links = nodes.links(from, layer);
-  const std::size_t most = nodes.most_links(layer);
-  s.links.resize(2 * config.M + 1);
-  std::size_t n = read_links(links, most, s.links.data());
-  if (std::find(s.links.begin(), s.links.begin() + static_cast<std::ptrdiff_t>(n), to) !=
-      s.links.begin() + static_cast<std::ptrdiff_t>(n))
-    return;
-  if (n < most) {
-    links[1 + n].store(to, std::memory_order_release);
-    links[0].store(static_cast<std::uint32_t>(n + 1), std::memory_order_release);
-    return;
-  }
-  s.links[n++] = to;
-  s.other.set_stored(nodes.vector(from), nodes.header(from).scale);
-  std::vector<Near> candidates;
-  for (std::size_t i = 0; i < n; ++i)
-    candidates.push_back(
-        {s.other.score(nodes.vector(s.links[i]), nodes.header(s.links[i]).scale), s.links[i]});
-  std::sort(candidates.begin(), candidates.end(), nearer);
-  std::vector<Node> kept;
-  select(s, candidates, most, kept);
-  write_links(links, kept.data(), kept.size());
+void Graph::Impl::link_back(Scratch& s, Node from, Node to, unsigned layer) {
+    const NodeLock lock(nodes.header(from).lock);
+    Word* links = nodes.links(from, layer);
+    const std::size_t most = nodes.most_links(layer);
+    s.links.resize(2 * config.M + 1);
+    std::size_t n = read_links(links, most, s.links.data());
+    if (std::find(s.links.begin(), s.links.begin() + static_cast<std::ptrdiff_t>(n), to) !=
+        s.links.begin() + static_cast<std::ptrdiff_t>(n))
+        return;
+    if (n < most) {
+        links[1 + n].store(to, std::memory_order_release);
+        links[0].store(static_cast<std::uint32_t>(n + 1), std::memory_order_release);
+        return;
+    }
+    s.links[n++] = to;
+    s.other.set_stored(nodes.vector(from), nodes.header(from).scale);
+    std::vector<Near> candidates;
+    for (std::size_t i = 0; i < n; ++i)
+        candidates.push_back(
+            {s.other.score(nodes.vector(s.links[i]), nodes.header(s.links[i]).scale), s.links[i]});
+    std::sort(candidates.begin(), candidates.end(), nearer);
+    std::vector<Node> kept;
+    select(s, candidates, most, kept);
+    write_links(links, kept.data(), kept.size());
 }
 
-} // namespace uniecs
+}  // namespace uniecs

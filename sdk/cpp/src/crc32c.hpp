@@ -7,6 +7,6 @@
 namespace uniecs {
 
 // Of `bytes` after data whose checksum is `before`.
-std::uint32_t crc32c(const void *data, std::size_t bytes, std::uint32_t before = 0);
+std::uint32_t crc32c(const void* data, std::size_t bytes, std::uint32_t before = 0);
 
-} // namespace uniecs
+}  // namespace uniecs

@@ -1,4 +1,5 @@
-// Inner products of a prepared query with stored vectors, by the best instructions of the CPU that it runs on.
+// Inner products of a prepared query with stored vectors, by the best instructions of the CPU that it runs
+// on.
 #pragma once
 
 #include <cstddef>
@@ -12,42 +13,52 @@ namespace uniecs {
 
 // How one vector is laid down: `codes` bytes for the components, and for int8 a scale.
 struct Codec {
-  Storage storage;
-  std::size_t dim;
+    Storage storage;
+    std::size_t dim;
 
-  std::size_t bytes() const;
-  // Writes codes and returns the scale (1 but for int8).
-  float encode(const float *vector, std::byte *codes) const;
-  void decode(const std::byte *codes, float scale, float *vector) const;
+    std::size_t bytes() const;
+    // Writes codes and returns the scale (1 but for int8).
+    float encode(const float* vector, std::byte* codes) const;
+    void decode(const std::byte* codes, float scale, float* vector) const;
 };
 
 // A vector in the form that stored ones are compared with: float32, or int8 beside its sum.
 class Query {
-public:
-  explicit Query(const Codec &codec) : codec_(codec) {}
-  void set(const float *vector);
-  void set_stored(const std::byte *codes, float scale);
+  public:
+    explicit Query(const Codec& codec) : codec_(codec) {}
+    void set(const float* vector);
+    void set_stored(const std::byte* codes, float scale);
 
-  // Inner products with n stored vectors; the value for a vector does not depend on the others.
-  void score(const std::byte *const *codes, const float *scales, std::size_t n, float *out) const;
-  float score(const std::byte *codes, float scale) const {
-    float out;
-    score(&codes, &scale, 1, &out);
-    return out;
-  }
+    // Inner products with n stored vectors; the value for a vector does not depend on the others.
+    void score(const std::byte* const* codes, const float* scales, std::size_t n, float* out) const;
+    float score(const std::byte* codes, float scale) const {
+        float out;
+        score(&codes, &scale, 1, &out);
+        return out;
+    }
 
-private:
-  void set_int8(const float *vector);
+  private:
+    void set_int8(const float* vector);
 
-  Codec codec_;
-  const float *floats_ = nullptr;
-  std::vector<float> decoded_;
-  std::vector<std::int8_t> signed_;
-  float scale_ = 1;
-  std::int32_t sum_ = 0;
+    Codec codec_;
+    const float* floats_ = nullptr;
+    std::vector<float> decoded_;
+    std::vector<std::int8_t> signed_;
+    float scale_ = 1;
+    std::int32_t sum_ = 0;
 };
 
-// The instructions in use: "avx512", "avx2" or "portable".
+// Inner products of a query with n vectors: float32 with float32, float32 with float16 (float out), and
+// signed with unsigned bytes (int32 out).
+using Dot = void (*)(const void* query, const std::byte* const* codes, std::size_t n, std::size_t dim,
+                     void* out);
+struct Kernels {
+    const char* name;  // "avx512", "avx2" or "portable"
+    Dot f32, f16, i8;
+};
+
+// What this CPU can run, the fastest first; the first is in use.
+std::vector<Kernels> supported_kernels();
 std::string instructions();
 
-} // namespace uniecs
+}  // namespace uniecs

@@ -12,117 +12,127 @@ namespace uniecs {
 
 // A node and its inner product with the query; nearer is higher.
 struct Near {
-  float score;
-  Node node;
+    float score;
+    Node node;
 };
-inline bool nearer(const Near &a, const Near &b) { return a.score > b.score; }
+inline bool nearer(const Near& a, const Near& b) { return a.score > b.score; }
 
-// The `ef` nearest nodes met so far, nearest first, and which of them were expanded (Algorithm 2's two heaps in one).
+// The `ef` nearest nodes met so far, nearest first, and which of them were expanded (Algorithm 2's two heaps
+// in one).
 class Beam {
-public:
-  void start(std::size_t ef);
-  bool takes(float score) const { return nodes_.size() < ef_ || score > nodes_.back().score; }
-  void add(float score, Node node);
-  Node next(); // the nearest node not yet expanded, NO_NODE if there is none
-  const std::vector<Near> &nodes() const { return nodes_; }
+  public:
+    void start(std::size_t ef);
+    bool takes(float score) const { return nodes_.size() < ef_ || score > nodes_.back().score; }
+    void add(float score, Node node);
+    Node next();  // the nearest node not yet expanded, NO_NODE if there is none
+    const std::vector<Near>& nodes() const { return nodes_; }
 
-private:
-  std::size_t ef_ = 0, cursor_ = 0;
-  std::vector<Near> nodes_;
-  std::vector<std::uint8_t> expanded_;
+  private:
+    std::size_t ef_ = 0, cursor_ = 0;
+    std::vector<Near> nodes_;
+    std::vector<std::uint8_t> expanded_;
 };
 
 // What one search needs of memory; kept between searches.
 struct Scratch {
-  explicit Scratch(const Codec &codec) : query(codec), other(codec) {}
+    explicit Scratch(const Codec& codec) : query(codec), other(codec) {}
 
-  bool visit(Node node); // false if it was visited before
-  void forget();
+    bool visit(Node node);  // false if it was visited before
+    void forget();
 
-  Query query, other;
-  Beam beam;
-  std::vector<std::uint64_t> visited;
-  std::vector<Node> touched, batch, links, skipped;
-  std::vector<const std::byte *> codes;
-  std::vector<float> scales, scores;
-  std::size_t compared = 0;
+    Query query, other;
+    Beam beam;
+    std::vector<std::uint64_t> visited;
+    std::vector<Node> touched, batch, order, links, skipped;
+    std::vector<Near> seeds;
+    std::vector<const std::byte*> codes;
+    std::vector<float> scales, scores;
+    std::size_t compared = 0;
 };
 
 class Graph::Impl {
-public:
-  explicit Impl(const GraphConfig &config);
-
-  // Lends a Scratch, and gives it back.
-  class Lent {
   public:
-    explicit Lent(const Impl &impl);
-    ~Lent();
-    Scratch *operator->() { return scratch_.get(); }
-    Scratch &operator*() { return *scratch_; }
+    explicit Impl(const GraphConfig& config);
 
-  private:
-    const Impl &impl_;
-    std::unique_ptr<Scratch> scratch_;
-  };
+    // Lends a Scratch, and gives it back.
+    class Lent {
+      public:
+        explicit Lent(const Impl& impl);
+        ~Lent();
+        Scratch* operator->() { return scratch_.get(); }
+        Scratch& operator*() { return *scratch_; }
 
-  // build.cpp
-  void apply(Span<const Row> removed, Span<const Row> rows, Span<const float> vectors, unsigned threads);
-  void check(Span<const Row> removed, Span<const Row> rows, Span<const float> vectors) const;
-  Node new_node(Row row, const float *vector, Step step);
-  void insert(Node node);
-  void select(Scratch &s, const std::vector<Near> &candidates, std::size_t most, std::vector<Node> &out) const;
-  void link_back(Scratch &s, Node from, Node to, unsigned layer);
-  void set_links(Node node, unsigned layer, const std::vector<Node> &links);
+      private:
+        const Impl& impl_;
+        std::unique_ptr<Scratch> scratch_;
+    };
 
-  // repair.cpp
-  void repair(unsigned threads);
-  void repair_node(Scratch &s, Node node);
-  void choose_entry();
+    // build.cpp
+    void apply(Span<const Row> removed, Span<const Row> rows, Span<const float> vectors, unsigned threads);
+    void check(Span<const Row> removed, Span<const Row> rows, Span<const float> vectors) const;
+    Node new_node(Row row, const float* vector, Step step);
+    void insert(Node node);
+    void select(Scratch& s, const std::vector<Near>& candidates, std::size_t most,
+                std::vector<Node>& out) const;
+    void link_back(Scratch& s, Node from, Node to, unsigned layer);
+    void set_links(Node node, unsigned layer, const std::vector<Node>& links);
 
-  // search.cpp
-  Hits search(Span<const float> query, std::size_t k, const SearchOptions &options) const;
-  Plan plan(std::size_t k, const SearchOptions &options, std::size_t matching) const;
-  void search_graph(Scratch &s, std::uint64_t entry, std::size_t ef) const;
-  template <typename Passes>
-  void search_filtered(Scratch &s, std::uint64_t entry, std::size_t ef, Passes passes) const;
-  template <typename Passes>
-  void exact(Scratch &s, std::size_t k, const RowSet::Words *filter, Passes passes, std::vector<Near> &found) const;
-  Node descend(Scratch &s, std::uint64_t entry, unsigned to_layer) const;
-  void search_layer(Scratch &s, Near entry, std::size_t ef, unsigned layer) const;
-  void gather(Scratch &s, Node node, unsigned layer) const;
-  void score_batch(Scratch &s) const;
-  float score(const Scratch &s, Node node) const {
-    return s.query.score(nodes.vector(node), nodes.header(node).scale);
-  }
+    // repair.cpp
+    void repair(unsigned threads);
+    void repair_node(Scratch& s, Node node);
+    void choose_entry();
 
-  Node node_of(Row row) const; // NO_NODE if it never was, or is removed for good
+    // search.cpp
+    Hits search(Span<const float> query, std::size_t k, const SearchOptions& options) const;
+    Plan plan(std::size_t k, const SearchOptions& options, std::size_t matching) const;
+    void search_graph(Scratch& s, std::uint64_t entry, std::size_t ef) const;
+    template <typename Passes>
+    void search_filtered(Scratch& s, std::uint64_t entry, const Plan& plan, double share,
+                         Passes passes) const;
+    template <typename Passes>
+    void exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
+               std::vector<Near>& found) const;
+    Node descend(Scratch& s, std::uint64_t entry, unsigned to_layer) const;
+    void search_layer(Scratch& s, Near entry, std::size_t ef, unsigned layer) const;
+    void gather(Scratch& s, Node node, unsigned layer) const;
+    void score_batch(Scratch& s) const;
+    float score(const Scratch& s, Node node) const {
+        return s.query.score(nodes.vector(node), nodes.header(node).scale);
+    }
 
-  // snapshot.cpp
-  void save(const std::string &path, const SnapshotInfo &info) const;
-  void load(const std::string &path, const std::string &model_id, SnapshotInfo *info);
+    Node node_of(Row row) const;  // NO_NODE if it never was, or is removed for good
 
-  const GraphConfig config;
-  Nodes nodes;
-  BlockTable<std::atomic<Node>, 16> node_by_row; // plus one; 0: none
-  std::atomic<std::uint64_t> entry{0};           // the node to start from, plus one, below its layers
-  std::atomic<Step> step{1};                     // of the last `apply`; 0 is before all
-  std::atomic<std::size_t> live{0}, removed{0};  // `removed`: still linked
-  mutable std::mutex writing;                    // one change at a time
-  std::mutex entering;                           // a node that may become the entry
-  std::vector<Node> free;
-  Readers readers;
-  mutable std::mutex lending;
-  mutable std::vector<std::unique_ptr<Scratch>> idle;
+    // snapshot.cpp
+    void save(const std::string& path, const SnapshotInfo& info) const;
+    void load(const std::string& path, const std::string& model_id, SnapshotInfo* info);
 
-  Node entry_node() const { return static_cast<Node>(entry.load(std::memory_order_acquire) & 0xffffffff) - 1; }
-  unsigned entry_layers() const { return static_cast<unsigned>(entry.load(std::memory_order_acquire) >> 32); }
-  void set_entry(Node node) {
-    entry.store((std::uint64_t{node == NO_NODE ? 0u : nodes.header(node).layers} << 32) | (node + 1u),
-                std::memory_order_release);
-  }
+    const GraphConfig config;
+    Nodes nodes;
+    BlockTable<std::atomic<Node>, 16> node_by_row;  // plus one; 0: none
+    std::atomic<std::uint64_t> entry{0};            // the node to start from, plus one, below its layers
+    std::atomic<Step> step{1};                      // of the last `apply`; 0 is before all
+    std::atomic<std::size_t> live{0}, removed{0};   // `removed`: still linked
+    mutable std::mutex writing;                     // one change at a time
+    std::mutex entering;                            // a node that may become the entry
+    std::vector<Node> free;
+    Readers readers;
+    mutable std::mutex lending;
+    mutable std::vector<std::unique_ptr<Scratch>> idle;
+
+    Node entry_node() const {
+        return static_cast<Node>(entry.load(std::memory_order_acquire) & 0xffffffff) - 1;
+    }
+    unsigned entry_layers() const {
+        return static_cast<unsigned>(entry.load(std::memory_order_acquire) >> 32);
+    }
+    void set_entry(Node node) {
+        entry.store((std::uint64_t{node == NO_NODE ? 0u : nodes.header(node).layers} << 32) | (node + 1u),
+                    std::memory_order_release);
+    }
 };
 
-// Calls work(i) for every i below n on up to `threads` threads; the first exception is thrown after all have ended.
-void in_parallel(std::size_t n, unsigned threads, const std::function<void(std::size_t)> &work);
+// Calls work(i) for every i below n on up to `threads` threads; the first exception is thrown after all have
+// ended.
+void in_parallel(std::size_t n, unsigned threads, const std::function<void(std::size_t)>& work);
 
-} // namespace uniecs
+}  // namespace uniecs

@@ -16,134 +16,137 @@
 namespace uniecs {
 
 using Node = std::uint32_t;
-using Step = std::uint64_t; // counts calls of `apply` in this process
+using Step = std::uint64_t;  // counts calls of `apply` in this process
 using Word = std::atomic<std::uint32_t>;
 
 constexpr Node NO_NODE = ~Node{0};
 constexpr Step NEVER = ~Step{0};
 
-void *allocate_pages(std::size_t bytes); // zeroed; in huge pages where the system has them
-void free_pages(void *memory, std::size_t bytes);
+void* allocate_pages(std::size_t bytes);  // zeroed; in huge pages where the system has them
+void free_pages(void* memory, std::size_t bytes);
 
 // A table of T by index that grows in blocks; a reader may look at any index below what it was told of.
-template <typename T, unsigned BITS> class BlockTable {
-public:
-  static constexpr std::size_t PER_BLOCK = std::size_t{1} << BITS, BLOCKS = 1 << 16;
+template <typename T, unsigned BITS>
+class BlockTable {
+  public:
+    static constexpr std::size_t PER_BLOCK = std::size_t{1} << BITS, BLOCKS = 1 << 16;
 
-  explicit BlockTable(std::size_t width = 1)
-      : width_(width), blocks_(static_cast<std::atomic<T *> *>(allocate_pages(BLOCKS * sizeof(std::atomic<T *>)))) {}
-  BlockTable(const BlockTable &) = delete;
-  BlockTable &operator=(const BlockTable &) = delete;
-  ~BlockTable() {
-    for (std::size_t i = 0; i < used_; ++i)
-      free_pages(blocks_[i].load(), block_bytes());
-    free_pages(blocks_, BLOCKS * sizeof(std::atomic<T *>));
-  }
-
-  T *at(std::size_t index) const {
-    return blocks_[index >> BITS].load(std::memory_order_acquire) + (index & (PER_BLOCK - 1)) * width_;
-  }
-  T *find(std::size_t index) const { // nullptr where the table does not reach
-    return index < PER_BLOCK * BLOCKS && blocks_[index >> BITS].load(std::memory_order_acquire) ? at(index) : nullptr;
-  }
-  void reach(std::size_t count) { // one thread at a time
-    while (used_ * PER_BLOCK < count) {
-      if (used_ == BLOCKS)
-        throw std::length_error("the graph is full");
-      blocks_[used_].store(static_cast<T *>(allocate_pages(block_bytes())), std::memory_order_release);
-      ++used_;
+    explicit BlockTable(std::size_t width = 1)
+        : width_(width),
+          blocks_(static_cast<std::atomic<T*>*>(allocate_pages(BLOCKS * sizeof(std::atomic<T*>)))) {}
+    BlockTable(const BlockTable&) = delete;
+    BlockTable& operator=(const BlockTable&) = delete;
+    ~BlockTable() {
+        for (std::size_t i = 0; i < used_; ++i) free_pages(blocks_[i].load(), block_bytes());
+        free_pages(blocks_, BLOCKS * sizeof(std::atomic<T*>));
     }
-  }
-  std::size_t bytes() const { return used_ * block_bytes(); }
 
-private:
-  std::size_t block_bytes() const { return PER_BLOCK * width_ * sizeof(T); }
+    T* at(std::size_t index) const {
+        return blocks_[index >> BITS].load(std::memory_order_acquire) + (index & (PER_BLOCK - 1)) * width_;
+    }
+    T* find(std::size_t index) const {  // nullptr where the table does not reach
+        return index < PER_BLOCK * BLOCKS && blocks_[index >> BITS].load(std::memory_order_acquire)
+                   ? at(index)
+                   : nullptr;
+    }
+    void reach(std::size_t count) {  // one thread at a time
+        while (used_ * PER_BLOCK < count) {
+            if (used_ == BLOCKS) throw std::length_error("the graph is full");
+            blocks_[used_].store(static_cast<T*>(allocate_pages(block_bytes())), std::memory_order_release);
+            ++used_;
+        }
+    }
+    std::size_t bytes() const { return used_ * block_bytes(); }
 
-  std::size_t width_, used_ = 0;
-  std::atomic<T *> *blocks_;
+  private:
+    std::size_t block_bytes() const { return PER_BLOCK * width_ * sizeof(T); }
+
+    std::size_t width_, used_ = 0;
+    std::atomic<T*>* blocks_;
 };
 
 // Held for the few writes of one node's links.
 class NodeLock {
-public:
-  explicit NodeLock(std::atomic<std::uint8_t> &flag) : flag_(flag) {
-    while (flag_.exchange(1, std::memory_order_acquire))
-      std::this_thread::yield();
-  }
-  ~NodeLock() { flag_.store(0, std::memory_order_release); }
-  NodeLock(const NodeLock &) = delete;
-  NodeLock &operator=(const NodeLock &) = delete;
+  public:
+    explicit NodeLock(std::atomic<std::uint8_t>& flag) : flag_(flag) {
+        while (flag_.exchange(1, std::memory_order_acquire)) std::this_thread::yield();
+    }
+    ~NodeLock() { flag_.store(0, std::memory_order_release); }
+    NodeLock(const NodeLock&) = delete;
+    NodeLock& operator=(const NodeLock&) = delete;
 
-private:
-  std::atomic<std::uint8_t> &flag_;
+  private:
+    std::atomic<std::uint8_t>& flag_;
 };
 
-// The fixed fields of a node. `row`, `layers` and its vector are written before it is linked, and again only after
-// every search that could reach it has ended.
+// The fixed fields of a node. `row`, `layers` and its vector are written before it is linked, and again only
+// after every search that could reach it has ended.
 struct Header {
-  Row row;
-  std::atomic<Step> added, removed; // visible to a search of step s where added <= s < removed
-  std::atomic<Word *> upper;        // links of layers 1 to `layers`, each a count and M nodes
-  float scale;
-  std::uint8_t layers;
-  std::atomic<std::uint8_t> lock;
+    Row row;
+    std::atomic<Step> added, removed;  // visible to a search of step s where added <= s < removed
+    std::atomic<Word*> upper;          // links of layers 1 to `layers`, each a count and M nodes
+    float scale;
+    std::uint8_t layers;
+    std::atomic<std::uint8_t> lock;
 };
 
 class Nodes {
-public:
-  explicit Nodes(const GraphConfig &config)
-      : codec{config.storage, config.dim}, M(config.M), vectors_(codec.bytes()), links_(1 + 2 * config.M) {}
-  ~Nodes() {
-    for (Node node = 0; node < count; ++node)
-      delete[] header(node).upper.load();
-  }
+  public:
+    explicit Nodes(const GraphConfig& config)
+        : codec{config.storage, config.dim}, M(config.M), vectors_(codec.bytes()), links_(1 + 2 * config.M) {}
+    ~Nodes() {
+        for (Node node = 0; node < count; ++node) delete[] header(node).upper.load();
+    }
 
-  Header &header(Node node) const { return *headers_.at(node); }
-  std::byte *vector(Node node) const { return vectors_.at(node); }
-  // Links of a node in a layer: a count, then nodes.
-  Word *links(Node node, unsigned layer) const {
-    return layer == 0 ? links_.at(node) : header(node).upper.load(std::memory_order_acquire) + (layer - 1) * (1 + M);
-  }
-  std::size_t most_links(unsigned layer) const { return layer == 0 ? 2 * M : M; }
-  std::size_t upper_words(unsigned layers) const { return layers * (1 + M); }
+    Header& header(Node node) const { return *headers_.at(node); }
+    std::byte* vector(Node node) const { return vectors_.at(node); }
+    // Links of a node in a layer: a count, then nodes.
+    Word* links(Node node, unsigned layer) const {
+        return layer == 0 ? links_.at(node)
+                          : header(node).upper.load(std::memory_order_acquire) + (layer - 1) * (1 + M);
+    }
+    std::size_t most_links(unsigned layer) const { return layer == 0 ? 2 * M : M; }
+    std::size_t upper_words(unsigned layers) const { return layers * (1 + M); }
 
-  // `removed` first: a place that is used again gets its new `added` before it.
-  bool visible(Node node, Step step) const {
-    const Header &h = header(node);
-    return step < h.removed.load(std::memory_order_acquire) && h.added.load(std::memory_order_acquire) <= step;
-  }
-  bool linked_for_good(Node node) const { return header(node).removed.load(std::memory_order_acquire) == NEVER; }
+    // `removed` first: a place that is used again gets its new `added` before it.
+    bool visible(Node node, Step step) const {
+        const Header& h = header(node);
+        return step < h.removed.load(std::memory_order_acquire) &&
+               h.added.load(std::memory_order_acquire) <= step;
+    }
+    bool linked_for_good(Node node) const {
+        return header(node).removed.load(std::memory_order_acquire) == NEVER;
+    }
 
-  void reach(std::size_t nodes) { // one thread at a time
-    headers_.reach(nodes);
-    vectors_.reach(nodes);
-    links_.reach(nodes);
-  }
+    void reach(std::size_t nodes) {  // one thread at a time
+        headers_.reach(nodes);
+        vectors_.reach(nodes);
+        links_.reach(nodes);
+    }
 
-  const Codec codec;
-  const std::size_t M;
-  std::atomic<Node> count{0}; // places ever given
+    const Codec codec;
+    const std::size_t M;
+    std::atomic<Node> count{0};  // places ever given
 
-private:
-  static constexpr unsigned BITS = 14;
-  BlockTable<Header, BITS> headers_;
-  BlockTable<std::byte, BITS> vectors_;
-  BlockTable<Word, BITS> links_;
+  private:
+    static constexpr unsigned BITS = 14;
+    BlockTable<Header, BITS> headers_;
+    BlockTable<std::byte, BITS> vectors_;
+    BlockTable<Word, BITS> links_;
 };
 
-inline std::size_t read_links(const Word *links, std::size_t most, Node *out) {
-  const std::size_t n = links[0].load(std::memory_order_acquire);
-  const std::size_t count = n < most ? n : most;
-  for (std::size_t i = 0; i < count; ++i)
-    out[i] = links[1 + i].load(std::memory_order_acquire);
-  return count;
+inline std::size_t read_links(const Word* links, std::size_t most, Node* out) {
+    const std::size_t n = links[0].load(std::memory_order_acquire);
+    const std::size_t count = n < most ? n : most;
+    for (std::size_t i = 0; i < count; ++i) out[i] = links[1 + i].load(std::memory_order_acquire);
+    return count;
 }
 
-// Under the node's lock. A search beside it sees old and new nodes mixed, each of them a node that may be visited.
-inline void write_links(Word *links, const Node *nodes, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i)
-    links[1 + i].store(nodes[i], std::memory_order_release);
-  links[0].store(static_cast<std::uint32_t>(n), std::memory_order_release);
+// Under the node's lock. A search beside it sees old and new nodes mixed, each of them a node that may be
+// visited.
+inline void write_links(Word* links, const Node* nodes, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) links[1 + i].store(nodes[i], std::memory_order_release);
+    links[0].store(static_cast<std::uint32_t>(n), std::memory_order_release);
 }
 
-} // namespace uniecs
+}  // namespace uniecs

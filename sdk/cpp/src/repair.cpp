@@ -8,83 +8,81 @@ namespace uniecs {
 namespace {
 
 // A node that loses more than this share of its links finds new ones by a search of its own.
-constexpr double SEARCH_SHARE = 0.5;
+constexpr double SEARCH_SHARE = 0.2;
 
-} // namespace
+}  // namespace
 
-// FreshDiskANN's Algorithm 4: nodes that link to removed ones link to what those lead to, then the places are free.
+// FreshDiskANN's Algorithm 4: nodes that link to removed ones link to what those lead to, then the places are
+// free.
 void Graph::Impl::repair(unsigned threads) {
-  std::vector<Node> gone;
-  const Node count = nodes.count.load();
-  for (Node node = 0; node < count; ++node) {
-    const Header &header = nodes.header(node);
-    if (header.removed.load() != NEVER && node_of(header.row) == node)
-      gone.push_back(node);
-  }
-  if (gone.empty())
-    return;
-  choose_entry();
-  in_parallel(count, threads, [&](std::size_t node) {
-    if (nodes.linked_for_good(static_cast<Node>(node))) {
-      Lent s(*this);
-      repair_node(*s, static_cast<Node>(node));
+    std::vector<Node> gone;
+    const Node count = nodes.count.load();
+    for (Node node = 0; node < count; ++node) {
+        const Header& header = nodes.header(node);
+        if (header.removed.load() != NEVER && node_of(header.row) == node) gone.push_back(node);
     }
-  });
-  for (Node node : gone)
-    node_by_row.at(nodes.header(node).row)->store(0, std::memory_order_release);
-  readers.wait_for_all(); // searches that came by an old link may still be there
-  free.reserve(free.size() + gone.size());
-  for (Node node : gone)
-    free.push_back(node);
-  removed -= gone.size();
+    if (gone.empty()) return;
+    choose_entry();
+    in_parallel(count, threads, [&](std::size_t node) {
+        if (nodes.linked_for_good(static_cast<Node>(node))) {
+            Lent s(*this);
+            repair_node(*s, static_cast<Node>(node));
+        }
+    });
+    for (Node node : gone) node_by_row.at(nodes.header(node).row)->store(0, std::memory_order_release);
+    readers.wait_for_all();  // searches that came by an old link may still be there
+    free.reserve(free.size() + gone.size());
+    for (Node node : gone) free.push_back(node);
+    removed -= gone.size();
 }
 
 void Graph::Impl::choose_entry() {
-  Node best = NO_NODE;
-  for (Node node = 0, n = nodes.count.load(); node < n; ++node)
-    if (nodes.linked_for_good(node) && (best == NO_NODE || nodes.header(node).layers > nodes.header(best).layers))
-      best = node;
-  set_entry(best);
+    Node best = NO_NODE;
+    for (Node node = 0, n = nodes.count.load(); node < n; ++node)
+        if (nodes.linked_for_good(node) &&
+            (best == NO_NODE || nodes.header(node).layers > nodes.header(best).layers))
+            best = node;
+    set_entry(best);
 }
 
-void Graph::Impl::repair_node(Scratch &s, Node node) {
-  for (unsigned layer = 0; layer <= nodes.header(node).layers; ++layer) {
-    const NodeLock lock(nodes.header(node).lock);
-    const std::size_t most = nodes.most_links(layer);
-    std::vector<Node> links(most), onward(most), kept;
-    links.resize(read_links(nodes.links(node, layer), most, links.data()));
-    std::unordered_set<Node> near;
-    std::size_t lost = 0;
-    for (Node link : links) {
-      if (nodes.linked_for_good(link)) {
-        near.insert(link);
-        continue;
-      }
-      ++lost;
-      const std::size_t n = read_links(nodes.links(link, layer), most, onward.data());
-      for (std::size_t i = 0; i < n; ++i)
-        if (onward[i] != node && nodes.linked_for_good(onward[i]))
-          near.insert(onward[i]);
+void Graph::Impl::repair_node(Scratch& s, Node node) {
+    for (unsigned layer = 0; layer <= nodes.header(node).layers; ++layer) {
+        const std::size_t most = nodes.most_links(layer);
+        std::vector<Node> links(most), onward(most), kept;
+        links.resize(read_links(nodes.links(node, layer), most, links.data()));
+        std::unordered_set<Node> near;
+        std::size_t lost = 0;
+        for (Node link : links) {
+            if (nodes.linked_for_good(link)) {
+                near.insert(link);
+                continue;
+            }
+            ++lost;
+            const std::size_t n = read_links(nodes.links(link, layer), most, onward.data());
+            for (std::size_t i = 0; i < n; ++i)
+                if (onward[i] != node && nodes.linked_for_good(onward[i])) near.insert(onward[i]);
+        }
+        if (lost == 0) continue;
+        s.query.set_stored(nodes.vector(node), nodes.header(node).scale);
+        const bool bereft =
+            layer > 0 || static_cast<double>(lost) > SEARCH_SHARE * static_cast<double>(links.size());
+        if (bereft && entry_node() != node && layer <= entry_layers()) {
+            const Node start = descend(s, entry.load(), layer);
+            search_layer(s, {score(s, start), start}, config.ef_construction, layer);
+            for (const Near& each : s.beam.nodes())
+                if (each.node != node && nodes.linked_for_good(each.node)) near.insert(each.node);
+        }
+        std::vector<Near> candidates;
+        for (Node each : near) candidates.push_back({score(s, each), each});
+        std::sort(candidates.begin(), candidates.end(), [](const Near& a, const Near& b) {
+            return a.score != b.score ? a.score > b.score : a.node < b.node;
+        });
+        select(s, candidates, most, kept);
+        set_links(node, layer, kept);
+        // Those that it found anew lead back to it: it has lost links to itself as well.
+        for (Node each : kept)
+            if (std::find(links.begin(), links.end(), each) == links.end()) link_back(s, each, node, layer);
     }
-    if (lost == 0)
-      continue;
-    s.query.set_stored(nodes.vector(node), nodes.header(node).scale);
-    if (static_cast<double>(lost) > SEARCH_SHARE * static_cast<double>(links.size()) && entry_node() != node &&
-        layer <= entry_layers()) {
-      const Node start = descend(s, entry.load(), layer);
-      search_layer(s, {score(s, start), start}, config.ef_construction, layer);
-      for (const Near &each : s.beam.nodes())
-        if (each.node != node && nodes.linked_for_good(each.node))
-          near.insert(each.node);
-    }
-    std::vector<Near> candidates;
-    for (Node each : near)
-      candidates.push_back({score(s, each), each});
-    std::sort(candidates.begin(), candidates.end(),
-              [](const Near &a, const Near &b) { return a.score != b.score ? a.score > b.score : a.node < b.node; });
-    select(s, candidates, most, kept);
-    write_links(nodes.links(node, layer), kept.data(), kept.size());
-  }
 }
 
-} // namespace uniecs
+}  // namespace uniecs

@@ -1,6 +1,5 @@
 #include <algorithm>
-#include <cmath>
-#include <numeric>
+#include <limits>
 
 #include "impl.hpp"
 
@@ -10,304 +9,334 @@ namespace {
 
 // Breadth that gives a recall@10 above 0.95 on the catalogues of benchmarks/index.py.
 constexpr std::size_t DEFAULT_EF = 128;
-// What a search in the graph compares, a unit of ef; by measurement, see docs/index-format.md.
+constexpr std::size_t WIDE_EF = 256;  // of a filtered search in the worse case
+// What a search in the graph costs, in vectors compared in order: by measurement (benchmarks/index.py).
 constexpr std::size_t COMPARED_PER_EF = 16;
-constexpr std::size_t PREFETCHED_LINES = 4;
+constexpr std::size_t FILTERED_COST = 5000;
+constexpr double DENSE_SHARE = 0.15;  // from here on a step of a filtered search finds enough that matches
+// The CPU itself fetches on from here.
+constexpr std::size_t PREFETCHED_BYTES = 256;
+// Of a filtered search: nodes looked at whether they match or not, and the breadth where they match as often
+// as any.
+constexpr std::size_t SCOUTS = 32;
+constexpr std::size_t NARROW_EF = 48;
 
-void prefetch(const void *memory) {
+void prefetch(const void* memory) {
 #if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(memory);
+    __builtin_prefetch(memory);
 #else
-  (void)memory;
+    (void)memory;
 #endif
 }
 
-} // namespace
+void prefetch_start(const std::byte* codes, std::size_t bytes) {
+    for (std::size_t byte = 0; byte < std::min(bytes, PREFETCHED_BYTES); byte += 64) prefetch(codes + byte);
+}
+
+}  // namespace
 
 void Beam::start(std::size_t ef) {
-  ef_ = ef, cursor_ = 0;
-  nodes_.clear(), expanded_.clear();
-  nodes_.reserve(ef + 1), expanded_.reserve(ef + 1);
+    ef_ = ef, cursor_ = 0;
+    nodes_.clear(), expanded_.clear();
+    nodes_.reserve(ef + 1), expanded_.reserve(ef + 1);
 }
 
 void Beam::add(float score, Node node) {
-  if (!takes(score))
-    return;
-  const auto place = static_cast<std::size_t>(
-      std::upper_bound(nodes_.begin(), nodes_.end(), Near{score, node}, nearer) - nodes_.begin());
-  if (nodes_.size() == ef_)
-    nodes_.pop_back(), expanded_.pop_back();
-  nodes_.insert(nodes_.begin() + static_cast<std::ptrdiff_t>(place), {score, node});
-  expanded_.insert(expanded_.begin() + static_cast<std::ptrdiff_t>(place), 0);
-  cursor_ = std::min(cursor_, place);
+    if (!takes(score)) return;
+    const auto place = static_cast<std::size_t>(
+        std::upper_bound(nodes_.begin(), nodes_.end(), Near{score, node}, nearer) - nodes_.begin());
+    if (nodes_.size() == ef_) nodes_.pop_back(), expanded_.pop_back();
+    nodes_.insert(nodes_.begin() + static_cast<std::ptrdiff_t>(place), {score, node});
+    expanded_.insert(expanded_.begin() + static_cast<std::ptrdiff_t>(place), 0);
+    cursor_ = std::min(cursor_, place);
 }
 
 Node Beam::next() {
-  while (cursor_ < nodes_.size() && expanded_[cursor_])
-    ++cursor_;
-  if (cursor_ == nodes_.size())
-    return NO_NODE;
-  expanded_[cursor_] = 1;
-  return nodes_[cursor_].node;
+    while (cursor_ < nodes_.size() && expanded_[cursor_]) ++cursor_;
+    if (cursor_ == nodes_.size()) return NO_NODE;
+    expanded_[cursor_] = 1;
+    return nodes_[cursor_].node;
 }
 
 bool Scratch::visit(Node node) {
-  const std::size_t word = node / 64;
-  if (word >= visited.size())
-    visited.resize(std::max(word + 1, 2 * visited.size()));
-  const std::uint64_t bit = std::uint64_t{1} << node % 64;
-  if (visited[word] & bit)
-    return false;
-  visited[word] |= bit;
-  touched.push_back(node);
-  return true;
+    const std::size_t word = node / 64;
+    if (word >= visited.size()) visited.resize(std::max(word + 1, 2 * visited.size()));
+    const std::uint64_t bit = std::uint64_t{1} << node % 64;
+    if (visited[word] & bit) return false;
+    visited[word] |= bit;
+    touched.push_back(node);
+    return true;
 }
 
 void Scratch::forget() {
-  for (Node node : touched)
-    visited[node / 64] = 0;
-  touched.clear();
+    for (Node node : touched) visited[node / 64] = 0;
+    touched.clear();
 }
 
-Graph::Impl::Lent::Lent(const Impl &impl) : impl_(impl) {
-  {
-    const std::lock_guard<std::mutex> lock(impl.lending);
-    if (!impl.idle.empty()) {
-      scratch_ = std::move(impl.idle.back());
-      impl.idle.pop_back();
+Graph::Impl::Lent::Lent(const Impl& impl) : impl_(impl) {
+    {
+        const std::lock_guard<std::mutex> lock(impl.lending);
+        if (!impl.idle.empty()) {
+            scratch_ = std::move(impl.idle.back());
+            impl.idle.pop_back();
+        }
     }
-  }
-  if (!scratch_)
-    scratch_ = std::make_unique<Scratch>(impl.nodes.codec);
-  scratch_->compared = 0;
+    if (!scratch_) scratch_ = std::make_unique<Scratch>(impl.nodes.codec);
+    scratch_->compared = 0;
 }
 
 Graph::Impl::Lent::~Lent() {
-  scratch_->forget();
-  const std::lock_guard<std::mutex> lock(impl_.lending);
-  impl_.idle.push_back(std::move(scratch_));
+    scratch_->forget();
+    const std::lock_guard<std::mutex> lock(impl_.lending);
+    impl_.idle.push_back(std::move(scratch_));
 }
 
 // The neighbours of a node not yet visited, into `batch`.
-void Graph::Impl::gather(Scratch &s, Node node, unsigned layer) const {
-  s.links.resize(2 * config.M);
-  const std::size_t n = read_links(nodes.links(node, layer), nodes.most_links(layer), s.links.data());
-  for (std::size_t i = 0; i < n; ++i)
-    if (s.visit(s.links[i]))
-      s.batch.push_back(s.links[i]);
+void Graph::Impl::gather(Scratch& s, Node node, unsigned layer) const {
+    s.links.resize(2 * config.M);
+    const std::size_t n = read_links(nodes.links(node, layer), nodes.most_links(layer), s.links.data());
+    for (std::size_t i = 0; i < n; ++i)
+        if (s.visit(s.links[i])) s.batch.push_back(s.links[i]);
 }
 
 // Compare the nodes of `batch` with the query, add them to the beam, and empty the batch.
-void Graph::Impl::score_batch(Scratch &s) const {
-  const std::size_t n = s.batch.size();
-  const std::size_t lines = std::min(PREFETCHED_LINES, nodes.codec.bytes() / 64);
-  s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
-  for (std::size_t i = 0; i < n; ++i) {
-    s.codes[i] = nodes.vector(s.batch[i]);
-    for (std::size_t line = 0; line < lines; ++line)
-      prefetch(s.codes[i] + 64 * line);
-  }
-  if (config.storage == Storage::int8)
-    for (std::size_t i = 0; i < n; ++i)
-      s.scales[i] = nodes.header(s.batch[i]).scale;
-  s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
-  for (std::size_t i = 0; i < n; ++i)
-    s.beam.add(s.scores[i], s.batch[i]);
-  s.compared += n;
-  s.batch.clear();
+void Graph::Impl::score_batch(Scratch& s) const {
+    const std::size_t n = s.batch.size();
+    s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        s.codes[i] = nodes.vector(s.batch[i]);
+        prefetch_start(s.codes[i], nodes.codec.bytes());
+    }
+    if (config.storage == Storage::int8)
+        for (std::size_t i = 0; i < n; ++i) s.scales[i] = nodes.header(s.batch[i]).scale;
+    s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
+    for (std::size_t i = 0; i < n; ++i) s.beam.add(s.scores[i], s.batch[i]);
+    s.compared += n;
+    s.batch.clear();
 }
 
-// Greedy from the entry down to `to_layer` + 1 (Algorithm 5, lines 5 to 7); the node to start with in `to_layer`.
-Node Graph::Impl::descend(Scratch &s, std::uint64_t start, unsigned to_layer) const {
-  Node best = static_cast<Node>(start & 0xffffffff) - 1;
-  float best_score = score(s, best);
-  for (auto layer = static_cast<unsigned>(start >> 32); layer > to_layer; --layer)
-    for (bool moved = true; moved;) {
-      moved = false;
-      s.links.resize(2 * config.M);
-      const std::size_t n = read_links(nodes.links(best, layer), nodes.most_links(layer), s.links.data());
-      s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
-      for (std::size_t i = 0; i < n; ++i) {
-        s.codes[i] = nodes.vector(s.links[i]);
-        s.scales[i] = nodes.header(s.links[i]).scale;
-      }
-      s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
-      s.compared += n;
-      for (std::size_t i = 0; i < n; ++i)
-        if (s.scores[i] > best_score)
-          best = s.links[i], best_score = s.scores[i], moved = true;
-    }
-  return best;
+// Greedy from the entry down to `to_layer` + 1 (Algorithm 5, lines 5 to 7); the node to start with in
+// `to_layer`.
+Node Graph::Impl::descend(Scratch& s, std::uint64_t start, unsigned to_layer) const {
+    Node best = static_cast<Node>(start & 0xffffffff) - 1;
+    float best_score = score(s, best);
+    for (auto layer = static_cast<unsigned>(start >> 32); layer > to_layer; --layer)
+        for (bool moved = true; moved;) {
+            moved = false;
+            s.links.resize(2 * config.M);
+            const std::size_t n =
+                read_links(nodes.links(best, layer), nodes.most_links(layer), s.links.data());
+            s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
+            for (std::size_t i = 0; i < n; ++i) {
+                s.codes[i] = nodes.vector(s.links[i]);
+                s.scales[i] = nodes.header(s.links[i]).scale;
+            }
+            s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
+            s.compared += n;
+            for (std::size_t i = 0; i < n; ++i)
+                if (s.scores[i] > best_score) best = s.links[i], best_score = s.scores[i], moved = true;
+        }
+    return best;
 }
 
 // Algorithm 2 in one layer; the beam holds the result.
-void Graph::Impl::search_layer(Scratch &s, Near entry, std::size_t ef, unsigned layer) const {
-  s.forget();
-  s.beam.start(ef);
-  s.visit(entry.node);
-  s.beam.add(entry.score, entry.node);
-  for (Node node; (node = s.beam.next()) != NO_NODE;) {
-    gather(s, node, layer);
-    score_batch(s);
-  }
-}
-
-void Graph::Impl::search_graph(Scratch &s, std::uint64_t from, std::size_t ef) const {
-  const Node start = descend(s, from, 0);
-  search_layer(s, {score(s, start), start}, ef, 0);
-}
-
-// Only nodes that pass are compared; those that do not lend their neighbours instead. The start is in the beam
-// whether it passes or not.
-template <typename Passes>
-void Graph::Impl::search_filtered(Scratch &s, std::uint64_t from, std::size_t ef, Passes passes) const {
-  const Node start = descend(s, from, 0);
-  s.forget();
-  s.beam.start(ef);
-  s.visit(start);
-  s.beam.add(score(s, start), start);
-  const std::size_t enough = 2 * config.M;
-  for (Node node; (node = s.beam.next()) != NO_NODE;) {
-    s.links.resize(2 * config.M);
-    std::size_t n = read_links(nodes.links(node, 0), 2 * config.M, s.links.data());
-    s.skipped.clear();
-    for (std::size_t i = 0; i < n; ++i)
-      if (s.visit(s.links[i]))
-        (passes(s.links[i]) ? s.batch : s.skipped).push_back(s.links[i]);
-    for (Node over : s.skipped)
-      prefetch(nodes.links(over, 0));
-    for (Node over : s.skipped) {
-      if (s.batch.size() >= enough)
-        break;
-      n = read_links(nodes.links(over, 0), 2 * config.M, s.links.data());
-      for (std::size_t i = 0; i < n; ++i)
-        if (passes(s.links[i]) && s.visit(s.links[i]))
-          s.batch.push_back(s.links[i]);
+void Graph::Impl::search_layer(Scratch& s, Near entry, std::size_t ef, unsigned layer) const {
+    s.forget();
+    s.beam.start(ef);
+    s.visit(entry.node);
+    s.beam.add(entry.score, entry.node);
+    for (Node node; (node = s.beam.next()) != NO_NODE;) {
+        gather(s, node, layer);
+        score_batch(s);
     }
-    score_batch(s);
-  }
+}
+
+void Graph::Impl::search_graph(Scratch& s, std::uint64_t from, std::size_t ef) const {
+    const Node start = descend(s, from, 0);
+    search_layer(s, {score(s, start), start}, ef, 0);
+}
+
+// Only nodes that pass are compared; those that do not lend their neighbours instead. The start is in the
+// beam whether it passes or not.
+//
+// The nearest nodes, whether they pass or not, are looked at first. If they pass about as often as nodes do
+// at large
+// (`share`), a narrow beam finds what is asked for; if they do not, what passes lies elsewhere and the beam
+// is wide.
+template <typename Passes>
+void Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& plan, double share,
+                                  Passes passes) const {
+    const Node start = descend(s, from, 0);
+    s.forget();
+    s.seeds.clear();
+    s.beam.start(SCOUTS);
+    s.visit(start);
+    s.beam.add(score(s, start), start);
+    s.seeds.push_back(s.beam.nodes().front());
+    for (Node node; (node = s.beam.next()) != NO_NODE;) {
+        gather(s, node, 0);
+        s.order = s.batch;
+        score_batch(s);
+        for (std::size_t i = 0; i < s.order.size(); ++i)
+            if (passes(s.order[i])) s.seeds.push_back({s.scores[i], s.order[i]});
+    }
+    std::size_t passing = 0;
+    for (const Near& each : s.beam.nodes()) passing += passes(each.node);
+    const bool here =
+        static_cast<double>(passing) >= 0.25 * share * static_cast<double>(s.beam.nodes().size());
+    s.forget();
+    s.beam.start(here ? plan.narrow_ef : plan.ef);
+    for (const Near& each : s.seeds) {
+        s.visit(each.node);
+        s.beam.add(each.score, each.node);
+    }
+    for (Node node; (node = s.beam.next()) != NO_NODE;) {
+        s.links.resize(2 * config.M);
+        std::size_t n = read_links(nodes.links(node, 0), 2 * config.M, s.links.data());
+        s.skipped.clear();
+        for (std::size_t i = 0; i < n; ++i)
+            if (s.visit(s.links[i])) (passes(s.links[i]) ? s.batch : s.skipped).push_back(s.links[i]);
+        for (Node over : s.skipped) prefetch(nodes.links(over, 0));
+        for (Node over : s.skipped) {
+            if (s.batch.size() >= config.M) break;
+            n = read_links(nodes.links(over, 0), 2 * config.M, s.links.data());
+            for (std::size_t i = 0; i < n; ++i)
+                if (passes(s.links[i]) && s.visit(s.links[i])) s.batch.push_back(s.links[i]);
+        }
+        score_batch(s);
+    }
 }
 
 // Every row of the filter, or every node, compared: the k nearest that pass.
 template <typename Passes>
-void Graph::Impl::exact(Scratch &s, std::size_t k, const RowSet::Words *filter, Passes passes,
-                        std::vector<Near> &found) const {
-  const auto take = [&] {
-    const std::size_t n = s.batch.size();
-    s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
-    for (std::size_t i = 0; i < n; ++i) {
-      s.codes[i] = nodes.vector(s.batch[i]);
-      s.scales[i] = nodes.header(s.batch[i]).scale;
-      prefetch(s.codes[i]);
-    }
-    s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
-    s.compared += n;
-    for (std::size_t i = 0; i < n; ++i)
-      found.push_back({s.scores[i], s.batch[i]});
-    s.batch.clear();
-    if (found.size() > 4 * k + 4096) { // all that tie with the k-th stay: their rows decide
-      std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(k - 1), found.end(), nearer);
-      const float kth = found[k - 1].score;
-      found.erase(std::remove_if(found.begin(), found.end(), [&](const Near &each) { return each.score < kth; }),
-                  found.end());
-    }
-  };
-  const auto offer = [&](Node node) {
-    if (node == NO_NODE || !passes(node))
-      return;
-    s.batch.push_back(node);
-    if (s.batch.size() == 64)
-      take();
-  };
-  if (filter)
-    filter->for_each([&](Row row) { offer(node_of(row)); });
-  else
-    for (Node node = 0, n = nodes.count.load(std::memory_order_acquire); node < n; ++node)
-      offer(node);
-  take();
+void Graph::Impl::exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
+                        std::vector<Near>& found) const {
+    float worst = -std::numeric_limits<float>::infinity();
+    // In three passes over a few nodes, each of which fetches what the next reads.
+    const auto take = [&] {
+        s.codes.clear(), s.scales.clear(), s.order.clear();
+        for (Node node : s.batch)
+            if (passes(node)) {
+                s.order.push_back(node);
+                s.codes.push_back(nodes.vector(node));
+                prefetch_start(s.codes.back(), nodes.codec.bytes());
+            }
+        for (Node node : s.order) s.scales.push_back(nodes.header(node).scale);
+        const std::size_t n = s.order.size();
+        s.scores.resize(n);
+        s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
+        s.compared += n;
+        for (std::size_t i = 0; i < n; ++i)
+            if (s.scores[i] >= worst) found.push_back({s.scores[i], s.order[i]});
+        s.batch.clear();
+        if (found.size() > 2 * k + 1024) {  // all that tie with the k-th stay: their rows decide
+            std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(k - 1), found.end(),
+                             nearer);
+            worst = found[k - 1].score;
+            found.erase(std::remove_if(found.begin(), found.end(),
+                                       [&](const Near& each) { return each.score < worst; }),
+                        found.end());
+        }
+    };
+    const auto offer = [&](Node node) {
+        if (node == NO_NODE) return;
+        prefetch(&nodes.header(node));
+        s.batch.push_back(node);
+        if (s.batch.size() == 32) take();
+    };
+    if (filter)
+        filter->for_each([&](Row row) { offer(node_of(row)); });
+    else
+        for (Node node = 0, n = nodes.count.load(std::memory_order_acquire); node < n; ++node) offer(node);
+    take();
 }
 
 Node Graph::Impl::node_of(Row row) const {
-  const auto *place = node_by_row.find(row);
-  return place ? place->load(std::memory_order_acquire) - 1 : NO_NODE;
+    const auto* place = node_by_row.find(row);
+    return place ? place->load(std::memory_order_acquire) - 1 : NO_NODE;
 }
 
-Plan Graph::Impl::plan(std::size_t k, const SearchOptions &options, std::size_t matching) const {
-  Plan plan;
-  plan.matching = matching;
-  plan.ef = options.ef ? std::max(options.ef, k) : std::max(DEFAULT_EF, 2 * k);
-  const std::size_t all = std::max<std::size_t>(1, live.load());
-  const double share = std::min(1.0, static_cast<double>(matching) / static_cast<double>(all));
-  // The fewer nodes match, the more links lead nowhere: the walk is broader and each of its steps dearer.
-  const double cost = static_cast<double>(COMPARED_PER_EF * plan.ef) * (options.filter ? 1 + 0.5 / (share + 0.01) : 1);
-  if (options.strategy)
-    plan.strategy = *options.strategy;
-  else if (static_cast<double>(matching) <= cost || 2 * plan.ef >= matching)
-    plan.strategy = Strategy::exact;
-  else
-    plan.strategy = options.filter ? Strategy::filtered_graph : Strategy::graph;
-  return plan;
-}
-
-Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOptions &options) const {
-  if (query.size() != config.dim)
-    throw std::invalid_argument("the query has " + std::to_string(query.size()) + " components; expected " +
-                                std::to_string(config.dim));
-  if (k == 0)
-    throw std::invalid_argument("k is 0; expected at least 1");
-  const auto guard = readers.enter();
-  const Step now = step.load(std::memory_order_acquire);
-  const auto filter = options.filter ? options.filter->words() : nullptr;
-  const std::size_t all = live.load();
-  const std::size_t matching = !filter                        ? all
-                               : options.matching != SIZE_MAX ? options.matching
-                                                              : options.filter->count();
-  k = std::min(k, std::max<std::size_t>(all, 1));
-  Hits hits;
-  hits.plan = plan(k, options, matching);
-  const std::uint64_t from = entry.load(std::memory_order_acquire);
-  if (from == 0)
-    return hits;
-  Lent s(*this);
-  s->query.set(query.data());
-  std::vector<Near> found;
-  const auto visible = [&](Node node) {
-    return nodes.visible(node, now) && (!filter || filter->contains(nodes.header(node).row));
-  };
-  if (hits.plan.strategy != Strategy::exact) {
-    if (hits.plan.strategy == Strategy::graph)
-      search_graph(*s, from, hits.plan.ef);
+Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t matching) const {
+    Plan plan;
+    plan.matching = matching;
+    const std::size_t all = std::max<std::size_t>(1, live.load());
+    const double share = std::min(1.0, static_cast<double>(matching) / static_cast<double>(all));
+    // The fewer nodes match, the more links lead nowhere: the walk is broader, and each of its steps dearer.
+    const double sparse = options.filter ? std::clamp(DENSE_SHARE / std::max(share, 1e-9), 1.0, 4.0) : 1;
+    const auto broad = [&](std::size_t ef) {
+        return std::max(static_cast<std::size_t>(static_cast<double>(ef) * sparse), 2 * k);
+    };
+    plan.ef = options.ef ? std::max(options.ef, k) : broad(options.filter ? WIDE_EF : DEFAULT_EF);
+    plan.narrow_ef = options.ef || !options.filter ? plan.ef : broad(NARROW_EF);
+    const double cost = options.filter ? static_cast<double>(FILTERED_COST) * sparse * sparse
+                                       : static_cast<double>(COMPARED_PER_EF * plan.ef);
+    if (options.strategy)
+        plan.strategy = *options.strategy;
+    else if (static_cast<double>(matching) <= cost || 2 * plan.ef >= matching)
+        plan.strategy = Strategy::exact;
     else
-      search_filtered(*s, from, hits.plan.ef, visible);
-    for (const Near &each : s->beam.nodes())
-      if (visible(each.node))
-        found.push_back(each);
-  }
-  // Too few: removed nodes filled the beam, or the walk reached only some of what matches.
-  if (hits.plan.strategy == Strategy::graph && found.size() < std::min(k, all)) {
-    hits.plan.strategy = Strategy::filtered_graph;
-    found.clear();
-    search_filtered(*s, from, hits.plan.ef, visible);
-    for (const Near &each : s->beam.nodes())
-      if (visible(each.node))
-        found.push_back(each);
-  }
-  if (hits.plan.strategy == Strategy::exact || (!options.strategy && found.size() < std::min(k, matching))) {
-    hits.plan.strategy = Strategy::exact, hits.plan.ef = 0;
-    found.clear();
-    exact(*s, k, filter.get(), [&](Node node) { return nodes.visible(node, now); }, found);
-  }
-  const auto before = [&](const Near &a, const Near &b) {
-    return a.score != b.score ? a.score > b.score : nodes.header(a.node).row < nodes.header(b.node).row;
-  };
-  k = std::min(k, found.size());
-  std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(k), found.end(), before);
-  for (std::size_t i = 0; i < k; ++i) {
-    hits.rows.push_back(nodes.header(found[i].node).row);
-    hits.scores.push_back(found[i].score);
-  }
-  hits.plan.compared = s->compared;
-  return hits;
+        plan.strategy = options.filter ? Strategy::filtered_graph : Strategy::graph;
+    return plan;
 }
 
-} // namespace uniecs
+Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOptions& options) const {
+    if (query.size() != config.dim)
+        throw std::invalid_argument("the query has " + std::to_string(query.size()) +
+                                    " components; expected " + std::to_string(config.dim));
+    if (k == 0) throw std::invalid_argument("k is 0; expected at least 1");
+    const auto guard = readers.enter();
+    const Step now = step.load(std::memory_order_acquire);
+    const auto filter = options.filter ? options.filter->words() : nullptr;
+    const std::size_t all = live.load();
+    const std::size_t matching = !filter                        ? all
+                                 : options.matching != SIZE_MAX ? options.matching
+                                                                : options.filter->count();
+    k = std::min(k, std::max<std::size_t>(all, 1));
+    Hits hits;
+    hits.plan = plan(k, options, matching);
+    const std::uint64_t from = entry.load(std::memory_order_acquire);
+    if (from == 0) return hits;
+    Lent s(*this);
+    s->query.set(query.data());
+    std::vector<Near> found;
+    const auto visible = [&](Node node) {
+        return nodes.visible(node, now) && (!filter || filter->contains(nodes.header(node).row));
+    };
+    const double share =
+        std::min(1.0, static_cast<double>(matching) / static_cast<double>(std::max<std::size_t>(1, all)));
+    if (hits.plan.strategy != Strategy::exact) {
+        if (hits.plan.strategy == Strategy::graph)
+            search_graph(*s, from, hits.plan.ef);
+        else
+            search_filtered(*s, from, hits.plan, share, visible);
+        for (const Near& each : s->beam.nodes())
+            if (visible(each.node)) found.push_back(each);
+    }
+    // Too few: removed nodes filled the beam, or the walk reached only some of what matches.
+    if (hits.plan.strategy == Strategy::graph && found.size() < std::min(k, all)) {
+        hits.plan.strategy = Strategy::filtered_graph;
+        found.clear();
+        search_filtered(*s, from, hits.plan, share, visible);
+        for (const Near& each : s->beam.nodes())
+            if (visible(each.node)) found.push_back(each);
+    }
+    if (hits.plan.strategy == Strategy::exact ||
+        (!options.strategy && found.size() < std::min(k, matching))) {
+        hits.plan.strategy = Strategy::exact, hits.plan.ef = 0;
+        found.clear();
+        exact(*s, k, filter.get(), [&](Node node) { return nodes.visible(node, now); }, found);
+    }
+    const auto before = [&](const Near& a, const Near& b) {
+        return a.score != b.score ? a.score > b.score : nodes.header(a.node).row < nodes.header(b.node).row;
+    };
+    k = std::min(k, found.size());
+    std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(k), found.end(), before);
+    for (std::size_t i = 0; i < k; ++i) {
+        hits.rows.push_back(nodes.header(found[i].node).row);
+        hits.scores.push_back(found[i].score);
+    }
+    hits.plan.compared = s->compared;
+    return hits;
+}
+
+}  // namespace uniecs

@@ -25,227 +25,225 @@ constexpr std::size_t LARGEST_MODEL_ID = 4096;
 
 static_assert(sizeof(Word) == 4, "links are read into place");
 
-struct Fixed { // after the magic, without padding
-  std::uint32_t version, storage, dim, M, ef_construction, model_id_bytes;
-  std::uint64_t sequence, last_row, nodes, entry;
+struct Fixed {  // after the magic, without padding
+    std::uint32_t version, storage, dim, M, ef_construction, model_id_bytes;
+    std::uint64_t sequence, last_row, nodes, entry;
 };
 static_assert(sizeof(Fixed) == 56);
 
-[[noreturn]] void cannot(const std::string &path, const char *what) {
-  throw std::runtime_error(path + " cannot be " + what + ": " + std::strerror(errno));
+[[noreturn]] void cannot(const std::string& path, const char* what) {
+    throw std::runtime_error(path + " cannot be " + what + ": " + std::strerror(errno));
 }
 
 class Writer {
-public:
-  explicit Writer(const std::string &path) : path_(path), file_(std::fopen(path.c_str(), "wb")) {
-    if (!file_)
-      cannot(path, "written");
-    std::setvbuf(file_, nullptr, _IOFBF, 1 << 20);
-  }
-  ~Writer() {
-    if (file_) {
-      std::fclose(file_);
-      std::remove(path_.c_str());
+  public:
+    explicit Writer(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "wb")) {
+        if (!file_) cannot(path, "written");
+        std::setvbuf(file_, nullptr, _IOFBF, 1 << 20);
     }
-  }
-  void write(const void *data, std::size_t bytes) {
-    crc_ = crc32c(data, bytes, crc_);
-    if (std::fwrite(data, 1, bytes, file_) != bytes)
-      cannot(path_, "written");
-  }
-  void finish(const std::string &final_path) {
-    const std::uint32_t crc = crc_;
-    write(&crc, 4);
-    if (std::fflush(file_) != 0)
-      cannot(path_, "written");
+    ~Writer() {
+        if (file_) {
+            std::fclose(file_);
+            std::remove(path_.c_str());
+        }
+    }
+    void write(const void* data, std::size_t bytes) {
+        crc_ = crc32c(data, bytes, crc_);
+        if (std::fwrite(data, 1, bytes, file_) != bytes) cannot(path_, "written");
+    }
+    void finish(const std::string& final_path) {
+        const std::uint32_t crc = crc_;
+        write(&crc, 4);
+        if (std::fflush(file_) != 0) cannot(path_, "written");
 #if defined(_WIN32)
-    if (_commit(_fileno(file_)) != 0)
+        if (_commit(_fileno(file_)) != 0)
 #else
-    if (fsync(fileno(file_)) != 0)
+        if (fsync(fileno(file_)) != 0)
 #endif
-      cannot(path_, "flushed");
-    std::FILE *file = file_;
-    file_ = nullptr;
-    if (std::fclose(file) != 0 || std::rename(path_.c_str(), final_path.c_str()) != 0) {
-      const int error = errno;
-      std::remove(path_.c_str());
-      errno = error;
-      cannot(path_, "renamed");
+            cannot(path_, "flushed");
+        std::FILE* file = file_;
+        file_ = nullptr;
+        if (std::fclose(file) != 0 || std::rename(path_.c_str(), final_path.c_str()) != 0) {
+            const int error = errno;
+            std::remove(path_.c_str());
+            errno = error;
+            cannot(path_, "renamed");
+        }
+        sync_folder(final_path);
     }
-    sync_folder(final_path);
-  }
 
-private:
-  static void sync_folder(const std::string &path) {
+  private:
+    static void sync_folder(const std::string& path) {
 #if !defined(_WIN32)
-    const auto slash = path.rfind('/');
-    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-    const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY);
-    if (descriptor < 0)
-      return; // the rename took place; only its order in a power cut is open
-    (void)fsync(descriptor);
-    close(descriptor);
+        const auto slash = path.rfind('/');
+        const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+        const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY);
+        if (descriptor < 0) return;  // the rename took place; only its order in a power cut is open
+        (void)fsync(descriptor);
+        close(descriptor);
 #else
-    (void)path;
+        (void)path;
 #endif
-  }
+    }
 
-  std::string path_;
-  std::FILE *file_;
-  std::uint32_t crc_ = 0;
+    std::string path_;
+    std::FILE* file_;
+    std::uint32_t crc_ = 0;
 };
 
 class Reader {
-public:
-  explicit Reader(const std::string &path) : path_(path), file_(std::fopen(path.c_str(), "rb")) {
-    if (!file_)
-      throw SnapshotError(path + " cannot be read: " + std::strerror(errno));
-    std::setvbuf(file_, nullptr, _IOFBF, 1 << 20);
-  }
-  ~Reader() { std::fclose(file_); }
-  Reader(const Reader &) = delete;
-  Reader &operator=(const Reader &) = delete;
+  public:
+    explicit Reader(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "rb")) {
+        if (!file_) throw SnapshotError(path + " cannot be read: " + std::strerror(errno));
+        std::setvbuf(file_, nullptr, _IOFBF, 1 << 20);
+    }
+    ~Reader() { std::fclose(file_); }
+    Reader(const Reader&) = delete;
+    Reader& operator=(const Reader&) = delete;
 
-  void read(void *data, std::size_t bytes) {
-    if (std::fread(data, 1, bytes, file_) != bytes)
-      damaged("it ends early");
-    crc_ = crc32c(data, bytes, crc_);
-  }
-  void finish() {
-    const std::uint32_t expected = crc_;
-    std::uint32_t found;
-    read(&found, 4);
-    if (found != expected)
-      damaged("its checksum is wrong");
-    if (std::fgetc(file_) != EOF)
-      damaged("it goes on after its end");
-  }
-  [[noreturn]] void damaged(const std::string &why) const { throw SnapshotError(path_ + " is not usable: " + why); }
+    void read(void* data, std::size_t bytes) {
+        if (std::fread(data, 1, bytes, file_) != bytes) damaged("it ends early");
+        crc_ = crc32c(data, bytes, crc_);
+    }
+    void finish() {
+        const std::uint32_t expected = crc_;
+        std::uint32_t found;
+        read(&found, 4);
+        if (found != expected) damaged("its checksum is wrong");
+        if (std::fgetc(file_) != EOF) damaged("it goes on after its end");
+    }
+    [[noreturn]] void damaged(const std::string& why) const {
+        throw SnapshotError(path_ + " is not usable: " + why);
+    }
 
-private:
-  std::string path_;
-  std::FILE *file_;
-  std::uint32_t crc_ = 0;
+  private:
+    std::string path_;
+    std::FILE* file_;
+    std::uint32_t crc_ = 0;
 };
 
 unsigned process_id() {
 #if defined(_WIN32)
-  return static_cast<unsigned>(_getpid());
+    return static_cast<unsigned>(_getpid());
 #else
-  return static_cast<unsigned>(getpid());
+    return static_cast<unsigned>(getpid());
 #endif
 }
 
-} // namespace
+}  // namespace
 
-void Graph::Impl::save(const std::string &path, const SnapshotInfo &info) const {
-  if (info.model_id.size() > LARGEST_MODEL_ID)
-    throw std::invalid_argument("the model id is too long");
-  Writer file(path + "." + std::to_string(process_id()) + ".tmp");
-  const Node count = nodes.count.load();
-  file.write(MAGIC, sizeof MAGIC);
-  const Fixed fixed{VERSION,       static_cast<std::uint32_t>(config.storage),
-                    config.dim,    config.M,
-                    config.ef_construction, static_cast<std::uint32_t>(info.model_id.size()),
-                    info.sequence, info.last_row,
-                    count,         entry.load()};
-  file.write(&fixed, sizeof fixed);
-  file.write(info.model_id.data(), info.model_id.size());
-  std::vector<Node> links(2 * config.M);
-  for (Node node = 0; node < count; ++node) {
-    const Header &header = nodes.header(node);
-    const bool kept = node_of(header.row) == node; // else the place is free
-    const std::uint64_t row = kept ? header.row : 0;
-    const std::uint8_t marks[4] = {kept && header.removed.load() == NEVER, kept ? header.layers : std::uint8_t{0}, 0, 0};
-    file.write(&row, 8);
-    file.write(marks, 4);
-    file.write(&header.scale, 4);
-    file.write(nodes.vector(node), nodes.codec.bytes());
-    for (unsigned layer = 0; layer <= marks[1]; ++layer) {
-      const std::size_t most = nodes.most_links(layer);
-      const auto n = static_cast<std::uint32_t>(kept ? read_links(nodes.links(node, layer), most, links.data()) : 0);
-      file.write(&n, 4);
-      file.write(links.data(), n * sizeof(Node));
+void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const {
+    if (info.model_id.size() > LARGEST_MODEL_ID) throw std::invalid_argument("the model id is too long");
+    Writer file(path + "." + std::to_string(process_id()) + ".tmp");
+    const Node count = nodes.count.load();
+    file.write(MAGIC, sizeof MAGIC);
+    const Fixed fixed{VERSION,
+                      static_cast<std::uint32_t>(config.storage),
+                      config.dim,
+                      config.M,
+                      config.ef_construction,
+                      static_cast<std::uint32_t>(info.model_id.size()),
+                      info.sequence,
+                      info.last_row,
+                      count,
+                      entry.load()};
+    file.write(&fixed, sizeof fixed);
+    file.write(info.model_id.data(), info.model_id.size());
+    std::vector<Node> links(2 * config.M);
+    for (Node node = 0; node < count; ++node) {
+        const Header& header = nodes.header(node);
+        const bool kept = node_of(header.row) == node;  // else the place is free
+        const std::uint64_t row = kept ? header.row : 0;
+        const std::uint8_t marks[4] = {kept && header.removed.load() == NEVER,
+                                       kept ? header.layers : std::uint8_t{0}, 0, 0};
+        file.write(&row, 8);
+        file.write(marks, 4);
+        file.write(&header.scale, 4);
+        file.write(nodes.vector(node), nodes.codec.bytes());
+        for (unsigned layer = 0; layer <= marks[1]; ++layer) {
+            const std::size_t most = nodes.most_links(layer);
+            const auto n = static_cast<std::uint32_t>(
+                kept ? read_links(nodes.links(node, layer), most, links.data()) : 0);
+            file.write(&n, 4);
+            file.write(links.data(), n * sizeof(Node));
+        }
     }
-  }
-  file.finish(path);
+    file.finish(path);
 }
 
-void Graph::Impl::load(const std::string &path, const std::string &model_id, SnapshotInfo *info) {
-  Reader file(path);
-  char magic[sizeof MAGIC];
-  file.read(magic, sizeof magic);
-  if (std::memcmp(magic, MAGIC, sizeof magic) != 0)
-    file.damaged("it is no graph of uniecs");
-  Fixed fixed;
-  file.read(&fixed, sizeof fixed);
-  if (fixed.version != VERSION)
-    file.damaged("its format version is " + std::to_string(fixed.version) + "; expected " + std::to_string(VERSION));
-  if (fixed.storage != static_cast<std::uint32_t>(config.storage) || fixed.dim != config.dim || fixed.M != config.M ||
-      fixed.ef_construction != config.ef_construction)
-    file.damaged("it was made with another dim, M, ef_construction or storage");
-  if (fixed.model_id_bytes > LARGEST_MODEL_ID || fixed.nodes >= NO_NODE)
-    file.damaged("a length in it is too large");
-  SnapshotInfo found{std::string(fixed.model_id_bytes, ' '), fixed.sequence, fixed.last_row};
-  file.read(found.model_id.data(), found.model_id.size());
-  if (found.model_id != model_id)
-    file.damaged("it holds vectors of " + found.model_id + "; expected " + model_id);
-  const auto count = static_cast<Node>(fixed.nodes);
-  std::vector<Node> links(2 * config.M);
-  for (Node node = 0; node < count; ++node) {
-    nodes.reach(node + std::size_t{1});
-    Header &header = nodes.header(node);
-    std::uint8_t marks[4];
-    file.read(&header.row, 8);
-    file.read(marks, 4);
-    file.read(&header.scale, 4);
-    file.read(nodes.vector(node), nodes.codec.bytes());
-    if (header.row > found.last_row || marks[0] > 1 || marks[1] > 24 || (header.row == 0 && (marks[0] || marks[1])))
-      file.damaged("node " + std::to_string(node) + " has impossible fields");
-    header.layers = marks[1];
-    header.added.store(marks[0] ? 1 : 0);
-    header.removed.store(marks[0] ? NEVER : 0);
-    if (header.layers)
-      header.upper.store(new Word[nodes.upper_words(header.layers)]);
-    nodes.count.store(node + 1);
-    for (unsigned layer = 0; layer <= header.layers; ++layer) {
-      std::uint32_t n;
-      file.read(&n, 4);
-      if (n > nodes.most_links(layer))
-        file.damaged("node " + std::to_string(node) + " has too many links");
-      file.read(links.data(), n * sizeof(Node));
-      for (std::uint32_t i = 0; i < n; ++i)
-        if (links[i] >= count)
-          file.damaged("node " + std::to_string(node) + " links to none");
-      write_links(nodes.links(node, layer), links.data(), n);
+void Graph::Impl::load(const std::string& path, const std::string& model_id, SnapshotInfo* info) {
+    Reader file(path);
+    char magic[sizeof MAGIC];
+    file.read(magic, sizeof magic);
+    if (std::memcmp(magic, MAGIC, sizeof magic) != 0) file.damaged("it is no graph of uniecs");
+    Fixed fixed;
+    file.read(&fixed, sizeof fixed);
+    if (fixed.version != VERSION)
+        file.damaged("its format version is " + std::to_string(fixed.version) + "; expected " +
+                     std::to_string(VERSION));
+    if (fixed.storage != static_cast<std::uint32_t>(config.storage) || fixed.dim != config.dim ||
+        fixed.M != config.M || fixed.ef_construction != config.ef_construction)
+        file.damaged("it was made with another dim, M, ef_construction or storage");
+    if (fixed.model_id_bytes > LARGEST_MODEL_ID || fixed.nodes >= NO_NODE)
+        file.damaged("a length in it is too large");
+    SnapshotInfo found{std::string(fixed.model_id_bytes, ' '), fixed.sequence, fixed.last_row};
+    file.read(found.model_id.data(), found.model_id.size());
+    if (found.model_id != model_id)
+        file.damaged("it holds vectors of " + found.model_id + "; expected " + model_id);
+    const auto count = static_cast<Node>(fixed.nodes);
+    std::vector<Node> links(2 * config.M);
+    for (Node node = 0; node < count; ++node) {
+        nodes.reach(node + std::size_t{1});
+        Header& header = nodes.header(node);
+        std::uint8_t marks[4];
+        file.read(&header.row, 8);
+        file.read(marks, 4);
+        file.read(&header.scale, 4);
+        file.read(nodes.vector(node), nodes.codec.bytes());
+        if (header.row > found.last_row || marks[0] > 1 || marks[1] > 24 ||
+            (header.row == 0 && (marks[0] || marks[1])))
+            file.damaged("node " + std::to_string(node) + " has impossible fields");
+        header.layers = marks[1];
+        header.added.store(marks[0] ? 1 : 0);
+        header.removed.store(marks[0] ? NEVER : 0);
+        if (header.layers) header.upper.store(new Word[nodes.upper_words(header.layers)]);
+        nodes.count.store(node + 1);
+        for (unsigned layer = 0; layer <= header.layers; ++layer) {
+            std::uint32_t n;
+            file.read(&n, 4);
+            if (n > nodes.most_links(layer))
+                file.damaged("node " + std::to_string(node) + " has too many links");
+            file.read(links.data(), n * sizeof(Node));
+            for (std::uint32_t i = 0; i < n; ++i)
+                if (links[i] >= count) file.damaged("node " + std::to_string(node) + " links to none");
+            write_links(nodes.links(node, layer), links.data(), n);
+        }
+        if (header.row == 0) {
+            free.push_back(node);
+            continue;
+        }
+        if (node_of(header.row) != NO_NODE)
+            file.damaged("row " + std::to_string(header.row) + " is in it twice");
+        node_by_row.reach(header.row + 1);
+        node_by_row.at(header.row)->store(node + 1);
+        ++(marks[0] ? live : removed);
     }
-    if (header.row == 0) {
-      free.push_back(node);
-      continue;
-    }
-    if (node_of(header.row) != NO_NODE)
-      file.damaged("row " + std::to_string(header.row) + " is in it twice");
-    node_by_row.reach(header.row + 1);
-    node_by_row.at(header.row)->store(node + 1);
-    ++(marks[0] ? live : removed);
-  }
-  file.finish();
-  // Links of a layer must lead to nodes that are in it.
-  for (Node node = 0; node < count; ++node)
-    for (unsigned layer = 1; layer <= nodes.header(node).layers; ++layer) {
-      const std::size_t n = read_links(nodes.links(node, layer), config.M, links.data());
-      for (std::size_t i = 0; i < n; ++i)
-        if (nodes.header(links[i]).layers < layer)
-          file.damaged("node " + std::to_string(node) + " links to none in its layer");
-    }
-  const Node start = static_cast<Node>(fixed.entry & 0xffffffff) - 1;
-  if (live + removed == 0 ? fixed.entry != 0
-                          : start >= count || nodes.header(start).row == 0 ||
-                                fixed.entry >> 32 != nodes.header(start).layers)
-    file.damaged("its entry is no node");
-  entry.store(fixed.entry);
-  if (info)
-    *info = found;
+    file.finish();
+    // Links of a layer must lead to nodes that are in it.
+    for (Node node = 0; node < count; ++node)
+        for (unsigned layer = 1; layer <= nodes.header(node).layers; ++layer) {
+            const std::size_t n = read_links(nodes.links(node, layer), config.M, links.data());
+            for (std::size_t i = 0; i < n; ++i)
+                if (nodes.header(links[i]).layers < layer)
+                    file.damaged("node " + std::to_string(node) + " links to none in its layer");
+        }
+    const Node start = static_cast<Node>(fixed.entry & 0xffffffff) - 1;
+    if (live + removed == 0 ? fixed.entry != 0
+                            : start >= count || nodes.header(start).row == 0 ||
+                                  fixed.entry >> 32 != nodes.header(start).layers)
+        file.damaged("its entry is no node");
+    entry.store(fixed.entry);
+    if (info) *info = found;
 }
 
-} // namespace uniecs
+}  // namespace uniecs

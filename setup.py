@@ -1,0 +1,33 @@
+"""The one part of the build that pyproject.toml cannot say: the native index core, `uniecs._core` (sdk/cpp)."""
+
+import sys
+from pathlib import Path
+
+import nanobind
+from setuptools import Extension, setup
+
+NANOBIND = Path(nanobind.__file__).parent
+CORE = Path("sdk/cpp")
+# Nothing of the machine that builds: the core chooses its instructions when it runs.
+FLAGS = ["/std:c++17", "/O2", "/EHsc"] if sys.platform == "win32" else ["-std=c++17", "-O3", "-fvisibility=hidden"]
+# nanobind's own code casts between Python's structs.
+ALIASING = [] if sys.platform == "win32" else ["-fno-strict-aliasing"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "uniecs._core",
+            sources=[
+                *sorted(map(str, CORE.glob("src/*.cpp"))),
+                str(CORE / "python/core.cpp"),
+                str(NANOBIND / "src/nb_combined.cpp"),
+            ],
+            depends=[*map(str, CORE.glob("src/*.hpp")), *map(str, CORE.glob("include/uniecs/*.hpp"))],
+            include_dirs=[str(CORE / "include"), nanobind.include_dir(), str(NANOBIND / "ext/robin_map/include")],
+            define_macros=[("NDEBUG", "1")],
+            extra_compile_args=[*FLAGS, *ALIASING],
+            extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+            language="c++",
+        )
+    ]
+)

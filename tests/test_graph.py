@@ -1,0 +1,304 @@
+"""The native core: what it finds against NumPy, what it forgets, and snapshots that are as they were written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from uniecs._core import Graph, RowSet, SnapshotError
+
+Rows = npt.NDArray[np.uint64]
+Vectors = npt.NDArray[np.float32]
+NONE: Rows = np.zeros(0, np.uint64)
+DIM = 48
+
+
+def unit(n: int, seed: int = 0, dim: int = DIM) -> Vectors:
+    """Vectors in clusters, as a catalogue's are."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(20, dim))
+    vectors = centres[random.integers(20, size=n)] + 0.8 * random.normal(size=(n, dim))
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def drawn(n: int, queries: int) -> tuple[Vectors, Vectors]:
+    """Vectors, and queries of the same clusters."""
+    vectors = unit(n + queries)
+    return vectors[:n], vectors[n:]
+
+
+def filled(vectors: Vectors, storage: str = "float32", threads: int = 2, first: int = 1) -> Graph:
+    graph = Graph(vectors.shape[1], 16, 100, storage)
+    graph.apply(NONE, np.arange(first, first + len(vectors), dtype=np.uint64), vectors, threads)
+    return graph
+
+
+def nearest(queries: Vectors, vectors: Vectors, rows: Rows, k: int) -> Rows:
+    order = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+    return rows[order]
+
+
+def recall(found: Rows, true: Rows) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), true.tolist(), strict=True)]))
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("strategy", ["graph", "exact"])
+def test_it_finds_what_numpy_finds(storage: str, strategy: str) -> None:
+    vectors, queries = drawn(4000, 50)
+    graph = filled(vectors, storage)
+    rows, scores, plan = graph.search(queries, 10, strategy=strategy)
+    assert plan["strategy"] == strategy
+    true = nearest(queries, vectors, np.arange(1, 4001, dtype=np.uint64), 10)
+    assert recall(rows, true) >= (0.93 if storage == "int8" else 0.99)
+    exact = np.take_along_axis(queries @ vectors.T, rows.astype(np.int64) - 1, axis=1)
+    np.testing.assert_allclose(scores, exact, atol=0.02 if storage == "int8" else 2e-3 if storage == "float16" else 1e-6)
+    assert (np.diff(scores) <= 0).all()
+    swapped, _, _ = graph.search(queries[::-1].copy(), 10)
+    assert recall(swapped, true) < 0.5
+
+
+def test_one_thread_and_many_give_one_answer_a_query() -> None:
+    graph, queries = filled(unit(3000)), unit(40, 1)
+    alone = [graph.search(query[np.newaxis], 7) for query in queries]
+    rows, scores, _ = graph.search(queries, 7, threads=4)
+    np.testing.assert_array_equal(rows, np.concatenate([each[0] for each in alone]))
+    np.testing.assert_array_equal(scores, np.concatenate([each[1] for each in alone]))
+
+
+def test_equal_scores_go_by_row_and_k_may_exceed_what_there_is() -> None:
+    vectors = np.repeat(unit(1), 30, axis=0)
+    graph = filled(vectors)
+    for strategy in ("exact", None):
+        rows, _, _ = graph.search(vectors[:1], 5, strategy=strategy)
+        assert rows.tolist() == [[1, 2, 3, 4, 5]]
+    assert graph.search(vectors[:1], 1000)[0].shape == (1, 30)
+    assert Graph(DIM, 16, 100, "float32").search(unit(2), 3)[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("kind", ["strewn", "half"])
+def test_filters_keep_the_recall_at_every_selectivity(share: float, kind: str) -> None:
+    vectors, queries = drawn(20_000, 60)
+    graph = filled(vectors)
+    random = np.random.default_rng(2)
+    key = random.random(20_000) if kind == "strewn" else vectors @ random.normal(size=DIM)
+    rows = np.flatnonzero(key <= np.quantile(key, share)).astype(np.uint64) + 1
+    allowed = RowSet(rows)
+    assert len(allowed) == len(rows)
+    true = nearest(queries, vectors[rows.astype(np.int64) - 1], rows, 10)
+    found, _, plan = graph.search(queries, 10, allowed)
+    assert plan["strategy"] == ("exact" if share < 0.2 else "filtered graph")
+    assert set(found.ravel().tolist()) <= set(rows.tolist())
+    assert recall(found, true) >= 0.95
+
+
+def test_the_planner_goes_from_exact_to_the_graph() -> None:
+    graph = filled(unit(20_000))
+    chosen = [
+        graph.search(unit(1, 1), 10, RowSet(np.arange(1, 20_001, step, dtype=np.uint64)))[2]["strategy"]
+        for step in (1000, 10, 1)
+    ]
+    assert chosen == ["exact", "exact", "filtered graph"]
+    assert graph.search(unit(1, 1), 10)[2]["strategy"] == "graph"
+
+
+def test_removed_rows_never_come_back() -> None:
+    vectors = unit(2000)
+    graph = filled(vectors)
+    gone = np.arange(1, 2001, 3, dtype=np.uint64)
+    graph.apply(gone, NONE, np.zeros((0, DIM), np.float32), 2)
+    for strategy in ("graph", "exact", None):
+        rows, _, _ = graph.search(vectors, 5, strategy=strategy)
+        assert not np.isin(rows, gone).any()
+    assert len(graph) == 2000 - len(gone) and 1 not in graph and 2 in graph
+    np.testing.assert_array_equal(graph.rows(), np.setdiff1d(np.arange(1, 2001, dtype=np.uint64), gone))
+    assert graph.vector(1) is None
+    np.testing.assert_array_equal(graph.vector(2), vectors[1])
+    graph.apply(graph.rows(), NONE, np.zeros((0, DIM), np.float32), 1)
+    assert len(graph) == 0 and graph.search(vectors[:1], 3)[0].shape == (1, 0)
+    graph.repair(1)
+    graph.apply(NONE, np.array([5000], np.uint64), vectors[:1], 1)
+    assert graph.search(vectors[:1], 3)[0].tolist() == [[5000]]
+
+
+def test_ten_times_replaced_is_as_good_as_new() -> None:
+    """Recall after replacing every product ten times is within a point of a fresh build, and the space is reused."""
+    count = 3000
+    every, queries = drawn(11 * count, 200)
+    graph, current = filled(every[:count]), np.arange(1, count + 1, dtype=np.uint64)
+    for generation in range(1, 11):
+        vectors = every[generation * count : (generation + 1) * count]
+        for some in np.array_split(np.random.default_rng(generation).permutation(count), 40):
+            new = current[some] + np.uint64(count)
+            graph.apply(current[some], new, vectors[some], 2)
+            current[some] = new
+    fresh = Graph(DIM, 16, 100, "float32")
+    fresh.apply(NONE, current, vectors, 2)
+    true = nearest(queries, vectors, current, 10)
+    found, of_fresh = (each.search(queries, 10, strategy="graph")[0] for each in (graph, fresh))
+    assert recall(found, true) >= recall(of_fresh, true) - 0.01
+    stats = graph.stats()
+    assert stats["live"] == count and stats["removed"] + stats["free"] < 0.6 * count
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_smaller_storage_is_smaller(storage: str) -> None:
+    full, small = (filled(unit(500, dim=256), each).stats()["vector_bytes"] for each in ("float32", storage))
+    assert small <= full * (1 / 3 if storage == "int8" else 0.51)
+
+
+def test_bad_changes_change_nothing() -> None:
+    graph = filled(unit(10))
+    one = unit(1, 5)
+    for removed, rows, vectors in (
+        ([11], [], one[:0]),
+        ([1, 1], [], one[:0]),
+        ([], [0], one),
+        ([], [1], one),
+        ([], [20, 20], np.repeat(one, 2, axis=0)),
+        ([], [20], one * np.nan),
+        ([], [20], one[:, :-1].copy()),
+        ([], [2**40], one),
+    ):
+        with pytest.raises(ValueError, match=r"row|components|finite"):
+            graph.apply(np.array(removed, np.uint64), np.array(rows, np.uint64), vectors, 1)
+        assert len(graph) == 10 and 20 not in graph
+    for arguments, message in (
+        ((unit(1, dim=3), 5), "components"),
+        ((one, 0), "k is 0"),
+        ((one[0], 5), r"expected \(n, dim\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            graph.search(*arguments)
+    with pytest.raises(ValueError, match="strategy"):
+        graph.search(one, 5, strategy="magic")
+    for dim, M, ef, storage in ((0, 16, 100, "float32"), (4, 1, 100, "float32"), (4, 16, 2, "int8"), (4, 16, 100, "x")):
+        with pytest.raises(ValueError, match=r"dim|M|ef_construction|storage"):
+            Graph(dim, M, ef, storage)
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_a_snapshot_is_what_was_saved(tmp_path: Path, storage: str) -> None:
+    vectors = unit(1500)
+    graph = filled(vectors, storage)
+    graph.apply(np.arange(1, 1500, 7, dtype=np.uint64), NONE, np.zeros((0, DIM), np.float32), 1)
+    path = tmp_path / "g.hnsw"
+    graph.save(str(path), "model", 9, 1600)
+    again, sequence, last_row = Graph.load(str(path), DIM, 16, 100, storage, "model")
+    assert (sequence, last_row) == (9, 1600)
+    queries = unit(30, 1)
+    for a, b in zip(graph.search(queries, 10)[:2], again.search(queries, 10)[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    again.repair(2)
+    again.apply(NONE, np.array([1601], np.uint64), queries[:1], 1)
+    assert again.search(queries[:1], 1)[0].tolist() == [[1601]]
+    assert [each.name for each in tmp_path.iterdir()] == ["g.hnsw"]
+    for dim, M, ef, kind, model in (
+        (DIM + 1, 16, 100, storage, "model"),
+        (DIM, 8, 100, storage, "model"),
+        (DIM, 16, 100, "float16", "model"),
+        (DIM, 16, 100, storage, "other"),
+    ):
+        with pytest.raises(SnapshotError):
+            Graph.load(str(path), dim, M, ef, kind, model)
+
+
+def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.hnsw"
+    filled(unit(40, dim=8)).save(str(path), "m", 1, 40)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    damaged = [whole[:end] for end in {0, 5, len(whole) // 2, len(whole) - 1}] + [whole + b"x"]
+    for place in random.integers(0, len(whole), 300).tolist():
+        damaged.append(whole[:place] + bytes([whole[place] ^ (1 << int(random.integers(8)))]) + whole[place + 1 :])
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(SnapshotError):
+            Graph.load(str(path), 8, 16, 100, "float32", "m")
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        Graph.load(str(tmp_path / "none"), 8, 16, 100, "float32", "m")
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_the_old(tmp_path: Path) -> None:
+    graph = filled(unit(10))
+    path = tmp_path / "none" / "g.hnsw"
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        graph.save(str(path), "m", 1, 10)
+    if Path("/dev/full").exists():
+        (tmp_path / f"g.hnsw.{os.getpid()}.tmp").symlink_to("/dev/full")
+        (tmp_path / "g.hnsw").write_bytes(b"old")
+        with pytest.raises(RuntimeError, match="No space left"):
+            graph.save(str(tmp_path / "g.hnsw"), "m", 1, 10)
+        assert (tmp_path / "g.hnsw").read_bytes() == b"old"
+
+
+def test_row_sets_are_sets() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = (random.integers(1, 300, random.integers(0, 200)).astype(np.uint64) for _ in range(2))
+        x, y = RowSet(a), RowSet(b)
+        assert x.rows().tolist() == sorted(set(a.tolist())) and len(x) == len(set(a.tolist()))
+        assert (x & y).rows().tolist() == sorted(set(a.tolist()) & set(b.tolist()))
+        assert (x | y).rows().tolist() == sorted(set(a.tolist()) | set(b.tolist()))
+        last = int(random.integers(1, 400))
+        assert x.complement(last).rows().tolist() == sorted(set(range(1, last + 1)) - set(a.tolist()))
+        x.insert(100_000)
+        assert 100_000 in x and 99_999 not in x and len(x) == len(set(a.tolist())) + 1
+
+
+def test_searches_beside_changes_see_whole_changes() -> None:
+    """Each row's vector is replaced by its own negative, all in one change: a search never sees both, or neither."""
+    vectors = unit(200)
+    graph = filled(vectors)
+    stop, wrong = threading.Event(), list[Any]()
+
+    def search() -> None:
+        while not stop.is_set():
+            rows = graph.search(vectors[:1], 200, strategy="exact")[0][0]
+            generations = {int(row - 1) // 200 for row in rows}
+            if len(rows) != 200 or len(generations) != 1:
+                wrong.append(rows)
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for generation in range(1, 60):
+        old = np.arange((generation - 1) * 200 + 1, generation * 200 + 1, dtype=np.uint64)
+        graph.apply(old, old + np.uint64(200), -vectors if generation % 2 else vectors, 1)
+    stop.set()
+    for each in threads:
+        each.join()
+    assert not wrong
+
+
+@pytest.fixture(scope="module")
+def cmake() -> str:
+    import shutil
+
+    found = shutil.which("cmake")
+    if found is None:
+        pytest.skip("cmake is not installed")
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_stress_test_is_clean_under_sanitizers(cmake: str, tmp_path: Path, sanitizer: str) -> None:
+    source = Path(__file__).parents[1] / "sdk" / "cpp"
+    configure = [cmake, "-S", str(source), "-B", str(tmp_path), f"-DUNIECS_SANITIZE={sanitizer}"]
+    for command in (configure, [cmake, "--build", str(tmp_path), "--parallel", "2"]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for program in ("distance_test", "graph_stress"):
+        done = subprocess.run([str(tmp_path / program)], capture_output=True, text=True, check=False)
+        if "unexpected memory mapping" in done.stderr:
+            pytest.skip("this kernel's address layout is not known to ThreadSanitizer")
+        assert done.returncode == 0, done.stdout + done.stderr[-4000:]
