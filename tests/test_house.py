@@ -43,6 +43,11 @@ MODULES = {
     "uniecs.engine": "serve",
     "uniecs.query_cache": "serve",
     "uniecs.index_folder": "serve",
+    "uniecs.milvus_connection": "serve",
+    "uniecs.milvus_filters": "serve",
+    "uniecs.milvus_index": "serve",
+    "uniecs.copying": "serve",
+    "uniecs.bulk_embed": "serve",
     "uniecs.evaluation": "evaluation",
     "uniecs.benchmark_sets": "evaluation",
     "uniecs.cli": "command",
@@ -56,7 +61,19 @@ MODULES = {
     "uniecs.drawn_goods": "command",
 }
 COMPILED = (".cpp", ".hpp", ".h", ".cu", ".cuh")
-HEAVY = ("torch", "transformers", "openvino", "onnxruntime", "hnswlib", "PIL", "tokenizers", "pandas", "pyarrow")
+HEAVY = (
+    "torch",
+    "transformers",
+    "openvino",
+    "onnxruntime",
+    "hnswlib",
+    "PIL",
+    "tokenizers",
+    "pandas",
+    "pyarrow",
+    "pymilvus",
+    "ray",
+)
 PUBLIC = [
     "AddReport",
     "BackendError",
