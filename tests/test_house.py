@@ -48,6 +48,7 @@ MODULES = {
     "uniecs.milvus_index": "serve",
     "uniecs.copying": "serve",
     "uniecs.bulk_embed": "serve",
+    "uniecs.vector_shards": "serve",
     "uniecs.evaluation": "evaluation",
     "uniecs.benchmark_sets": "evaluation",
     "uniecs.cli": "command",
