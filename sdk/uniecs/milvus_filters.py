@@ -3,17 +3,18 @@
 Milvus compares JSON values by rules of its own (numbers of mixed types, missing paths under `not`, escapes in strings),
 which differ between versions and from ours. So a product carries two derived fields, and expressions use only them:
 
-- `terms`, an array of digests: one for each attribute that it has, one for each value, and for each attribute with
-  values that a range can hold one that says how many;
+- `terms`, an array of digests: one for each value, and one for each attribute that says how many values it has which a
+  range can hold, numbers and texts apart (or, without any, that it is there);
 - `ranges`, JSON: the digest of an attribute -> those values in a text form whose byte order is theirs.
 
-Nothing that a user wrote stands in an expression, only digests and hexadecimal or decimal digits: there is nothing to
-escape, and nothing to inject. Each comparison stands behind a term that says its path exists, so that no expression
+Nothing that a user wrote stands in an expression, only digests and digits: there is nothing to escape, and nothing to
+inject. Each comparison stands behind a term that says its path exists, so that no expression
 is ever "unknown", and `not` is the plain complement.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -23,7 +24,7 @@ from decimal import Decimal
 
 from uniecs.catalog import Attribute, Scalar
 from uniecs.errors import FilterError, InputError
-from uniecs.filters import NUMBER, READ_NUMBER, STRING, And, Between, Filter, Not, OneOf, Or, entries, within_64_bits
+from uniecs.filters import NUMBER, READ_NUMBER, And, Between, Filter, Not, OneOf, Or, entries, within_64_bits
 
 # Text ranges look at this much of a value, and take no longer bounds: so they stay exact, and `ranges` small.
 PREFIX_BYTES = 64
@@ -31,6 +32,7 @@ PREFIX_BYTES = 64
 MAX_VALUES = 1024
 # What an expression holds without asking whether any product has that many values.
 USUAL_VALUES = 4
+_COUNTS = [1 << power for power in range(MAX_VALUES.bit_length())]
 NOTHING, EVERYTHING = 'key == ""', 'key != ""'
 
 _NUMBERS, _TEXTS = "n", "s"
@@ -52,13 +54,14 @@ def filter_fields(attributes: Mapping[str, Attribute]) -> FilterFields:
     terms = set[str]()
     ranges: dict[str, set[str]] = {}
     for key, kind, value in entries(attributes):
-        terms.add(_present(key))
         if kind != READ_NUMBER:
             terms.add(_equal(key, kind, value))
-        if kind in (NUMBER, READ_NUMBER) and not isinstance(value, str):
+        if isinstance(value, str):
+            ranges.setdefault(_path(_TEXTS, key), set()).add(text_key(value))
+        elif kind in (NUMBER, READ_NUMBER):
             ranges.setdefault(_path(_NUMBERS, key), set()).add(number_key(value))
-        elif kind == STRING:
-            ranges.setdefault(_path(_TEXTS, key), set()).add(text_key(str(value)))
+        else:
+            terms.add(_boolean(key))
     for path, values in ranges.items():
         if len(values) > MAX_VALUES:
             raise InputError(f"an attribute has {len(values)} different values; Milvus takes up to {MAX_VALUES}")
@@ -93,10 +96,9 @@ def _one_of(filter: OneOf) -> str:
     parts = []
     values = [value for value in filter.values if value is not None]
     if values:
-        terms = dict.fromkeys(_equal_to(filter.key, value) for value in values)
-        parts.append(f"array_contains_any(terms, {json.dumps(list(terms))})")
+        parts.append(has_any(dict.fromkeys(_equal_to(filter.key, value) for value in values)))
     if len(values) < len(filter.values):
-        parts.append(f"(not {has_term(_present(filter.key))})")
+        parts.append(f"(not {has_any(_present(filter.key))})")
     return _joined(" or ", parts, NOTHING)
 
 
@@ -115,14 +117,13 @@ def _inside(path: str, count: int, low: str | None, high: str | None) -> str:
         sides = [f'{value} >= "{low}"'] if low is not None else []
         sides += [f'{value} <= "{high}"'] if high is not None else []
         ranges.append(_joined(" and ", sides, EVERYTHING))
-    return f"({has_term(_count(path, count))} and {_joined(' or ', ranges, NOTHING)})"
+    return f"({has_any([_count(path, count)])} and {_joined(' or ', ranges, NOTHING)})"
 
 
 def _counts(path: str, any_has: Callable[[Iterable[str]], bool]) -> list[int]:
     """The padded numbers of values under `path` that may occur."""
-    powers = [1 << power for power in range(MAX_VALUES.bit_length())]
-    usual = [count for count in powers if count <= USUAL_VALUES]
-    rare = powers[len(usual) :]
+    usual = [count for count in _COUNTS if count <= USUAL_VALUES]
+    rare = _COUNTS[len(usual) :]
     if not any_has(_count(path, count) for count in rare):
         return usual
     return usual + [count for count in rare if any_has([_count(path, count)])]
@@ -154,23 +155,30 @@ _COMPLEMENT = str.maketrans("0123456789", "9876543210")
 
 
 def text_key(text: str) -> str:
-    """Hexadecimal digits whose byte order is the code points' order of texts, as far as 64 bytes tell them apart."""
+    """Base-32 digits (and "~") whose byte order is the code points' order, as far as 64 bytes tell texts apart."""
     data = text.encode()
-    return data[:PREFIX_BYTES].hex() + ("~" if len(data) > PREFIX_BYTES else "")
+    digits = base64.b32hexencode(data[:PREFIX_BYTES]).decode().rstrip("=")
+    return digits + ("~" if len(data) > PREFIX_BYTES else "")
 
 
-def digest(*parts: object) -> str:
-    """32 hexadecimal digits (BLAKE2b of 128 bits) of JSON values."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+def digest(*parts: object, size: int = 12) -> str:
+    """BLAKE2b of JSON values, `size` bytes of it, in letters, digits, "-" and "_": 4 for each 3 bytes."""
+    data = hashlib.blake2b(json.dumps(parts).encode(), digest_size=size).digest()
+    return base64.urlsafe_b64encode(data).decode()
 
 
-def has_term(term: str) -> str:
-    """The expression for the products with a term."""
-    return f'array_contains(terms, "{term}")'
+def has_any(terms: Iterable[str]) -> str:
+    """The expression for the products with one of some terms."""
+    return f"array_contains_any(terms, {json.dumps(list(terms))})"
 
 
-def _present(key: str) -> str:
-    return digest("present", key)
+def _boolean(key: str) -> str:
+    return digest("boolean", key)
+
+
+def _present(key: str) -> list[str]:
+    """All terms of which a product with the attribute has one."""
+    return [_boolean(key), *(_count(_path(kind, key), count) for kind in (_NUMBERS, _TEXTS) for count in _COUNTS)]
 
 
 def _equal(key: str, kind: int, value: str | int | float) -> str:

@@ -25,7 +25,7 @@ from uniecs.filters import Filter
 from uniecs.index import Vectors, check_vectors
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.milvus_connection import Address, Connection, connect
-from uniecs.milvus_filters import digest, expression, filter_fields, has_term
+from uniecs.milvus_filters import digest, expression, filter_fields, has_any
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ MIN_EF = 128
 MAX_BYTES, MAX_TERMS, MAX_RESULTS = 65_535, 4096, 16_384
 # Small enough for every message size that servers are set up with.
 REQUEST_BYTES, REQUEST_KEYS, REQUEST_HITS = 8 << 20, 1000, 2000
+DIGEST = 24  # characters, at most
 PRODUCT_FIELDS = ["id", "title", "image", "attributes"]
 
 
@@ -332,7 +333,7 @@ class MilvusIndex:
         return flag if where is None else f"{flag} and {expression(where, self._any_has)}"
 
     def _any_has(self, terms: Iterable[str]) -> bool:
-        return bool(self._query(" or ".join(map(has_term, terms)), ["key"], 1))
+        return bool(self._query(has_any(terms), ["key"], 1))
 
     def _check_view(self, view: str) -> None:
         if view not in self.config.views:
@@ -362,15 +363,15 @@ def _create_collection(connection: Connection, manifest: MilvusManifest) -> None
     from pymilvus import DataType
 
     schema, params = connection.schema(), connection.index_params()
-    schema.add_field("key", DataType.VARCHAR, max_length=32, is_primary=True)
+    schema.add_field("key", DataType.VARCHAR, max_length=DIGEST, is_primary=True)
     schema.add_field("id", DataType.VARCHAR, max_length=MAX_BYTES)
     for name in ("title", "image"):
         schema.add_field(name, DataType.VARCHAR, max_length=MAX_BYTES, nullable=True)
     for name in ("shape", "content"):
-        schema.add_field(name, DataType.VARCHAR, max_length=32)
+        schema.add_field(name, DataType.VARCHAR, max_length=DIGEST)
     for name in ("attributes", "ranges"):
         schema.add_field(name, DataType.JSON)
-    schema.add_field("terms", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MAX_TERMS, max_length=32)
+    schema.add_field("terms", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MAX_TERMS, max_length=DIGEST)
     if not connection.address.lite:  # milvus-lite scans arrays, and refuses to index them
         params.add_index("terms", index_type="INVERTED")
     params.add_index("shape", index_type="INVERTED")
@@ -431,7 +432,7 @@ def _search_params(k: int) -> dict[str, Any]:
 
 
 def _key(product_id: str) -> str:
-    return digest("id", product_id)
+    return digest("id", product_id, size=18)
 
 
 def _keys_in(ids: Iterable[str]) -> str:
