@@ -19,14 +19,15 @@ import pytest
 
 from uniecs import milvus_connection
 from uniecs.catalog import Product
-from uniecs.copying import CopyReport, copy_index
-from uniecs.errors import BackendError, FilterError, IndexFileError, InputError, ModelMismatchError
+from uniecs.copying import CopyReport, copy_index, store_items
+from uniecs.errors import BackendError, ConfigError, FilterError, IndexFileError, InputError, ModelMismatchError
 from uniecs.filters import And, Filter, Or, matches, parse_where
 from uniecs.index import Vectors
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.milvus_connection import Address, Connection, is_milvus_url
 from uniecs.milvus_filters import MAX_VALUES, filter_fields, number_key, text_key
 from uniecs.milvus_index import MAX_BYTES, MilvusIndex, content_digest
+from uniecs.store import Store
 
 DIM = 16
 BUNDLE = BundleReference(name="mini")
@@ -327,6 +328,11 @@ def test_another_model_and_foreign_collections(url: str) -> None:
     connection.close()
 
 
+def test_other_storage_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="int8"):
+        create(url, IndexConfig(storage="int8"))
+
+
 def test_urls(tmp_path: Path) -> None:
     parse = Address.parse
     assert parse("milvus://host/shop") == Address("milvus://host/shop", "http://host:19530", "", "shop", lite=False)
@@ -417,6 +423,23 @@ def test_copying_goes_on_where_it_stopped(url: str) -> None:
     assert len(target) == 1200
     assert ids(target.search("image", source[7][1]["image"][np.newaxis], 2, None)[0]) in (["6", "7"], ["7", "6"])
     target.close()
+
+
+def test_a_store_is_copied_whole(url: str, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "shop", model_id="fake-1", embed_dim=DIM, bundle=BUNDLE, config=CONFIG)
+    source = [item(f"é{n}", n, ("multimodal", "image")[n % 2 :], price=n, tags=["a", f"{n}"]) for n in range(3000)]
+    store.put(source)
+    store.put([item("é7", 7777, ("image",), price=7)])
+    store.delete(["é8"])
+    target = create(url)
+    assert copy_index(store_items(store), target, store.count()) == CopyReport(copied=2999, unchanged=0)
+    assert copy_index(store_items(store), target) == CopyReport(copied=0, unchanged=2999)
+    assert (len(target), target.known(["é8"])) == (2999, set())
+    np.testing.assert_array_equal(target.vector("é7", "image"), unit(7777))
+    (hits,) = target.search("multimodal", unit(10)[np.newaxis], 1, None)
+    assert hits[0][0] == source[10][0]
+    target.close()
+    store.close()
 
 
 def test_content_digest_sees_everything() -> None:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from uniecs import errors
 from uniecs.catalog import Product, Rejected
-from uniecs.engine import VIEW_INPUTS
 from uniecs.errors import BackendError, CatalogError, InputError, MissingExtraError, ModelMismatchError, UniecsError
 from uniecs.index import Vectors
 from uniecs.vector_shards import (
+    VIEW_INPUTS,
     BulkJob,
     Shard,
     ShardReport,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from uniecs.catalog import Product
 from uniecs.index import Vectors
 from uniecs.milvus_index import MilvusIndex, content_digest
-
-Item: TypeAlias = tuple[Product, Mapping[str, Vectors]]
+from uniecs.store import Item, Store
 
 BATCH = 500
 
@@ -22,6 +19,20 @@ class CopyReport:
 
     copied: int
     unchanged: int
+
+
+def store_items(store: Store) -> Iterator[Item]:
+    """The products of a store with their vectors, in the order of their rows, in bounded memory.
+
+    Each batch of 2048 is of the moment it is read.
+    """
+    for products in store.products_after(0):
+        vectors: dict[int, dict[str, Vectors]] = {row: {} for row in products}
+        for view in store.config.views:
+            rows, found = store.vectors(view, products)
+            for row, vector in zip(rows.tolist(), found, strict=True):
+                vectors[row][view] = vector
+        yield from ((product, vectors[row]) for row, product in products.items())
 
 
 def copy_index(source: Iterable[Item], target: MilvusIndex, total: int | None = None) -> CopyReport:

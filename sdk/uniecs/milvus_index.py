@@ -73,8 +73,10 @@ class MilvusIndex:
         """A new, empty collection at a URL of `uniecs.milvus_connection`.
 
         Raises `InputError` for another URL, `IndexFileError` if there is such a collection, `BackendError` if the
-        server cannot be reached, `MissingExtraError` without pymilvus.
+        server cannot be reached, `MissingExtraError` without pymilvus, `ConfigError` for another storage than float32.
         """
+        if config.storage != "float32":
+            raise ConfigError(f"storage is {config.storage!r}; Milvus keeps float32 here")
         manifest = MilvusManifest(model_id, embed_dim, bundle, config)
         connection = connect(Address.parse(url))
         try:
