@@ -43,6 +43,12 @@ MODULES = {
     "uniecs.engine": "serve",
     "uniecs.query_cache": "serve",
     "uniecs.index_folder": "serve",
+    "uniecs.milvus_connection": "serve",
+    "uniecs.milvus_filters": "serve",
+    "uniecs.milvus_index": "serve",
+    "uniecs.copying": "serve",
+    "uniecs.bulk_embed": "serve",
+    "uniecs.vector_shards": "serve",
     "uniecs.index_migration": "serve",
     "uniecs.database": "serve",
     "uniecs.store": "serve",
@@ -63,7 +69,19 @@ MODULES = {
     "uniecs.drawn_goods": "command",
 }
 COMPILED = (".cpp", ".hpp", ".h", ".cu", ".cuh")
-HEAVY = ("torch", "transformers", "openvino", "onnxruntime", "hnswlib", "PIL", "tokenizers", "pandas", "pyarrow")
+HEAVY = (
+    "torch",
+    "transformers",
+    "openvino",
+    "onnxruntime",
+    "hnswlib",
+    "PIL",
+    "tokenizers",
+    "pandas",
+    "pyarrow",
+    "pymilvus",
+    "ray",
+)
 PUBLIC = [
     "AddReport",
     "BackendError",

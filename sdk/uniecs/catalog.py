@@ -101,6 +101,15 @@ def read_records(path: Path, columns: Sequence[str] = ("id",)) -> Iterator[objec
     return reader(path, columns)
 
 
+def read_row_groups(path: Path, row_groups: Sequence[int], first_row: int) -> Iterator[Product | Rejected]:
+    """As `read_catalog`, of some row groups of a .parquet file; `first_row` is the position of their first row."""
+    folder = path.absolute().parent
+    return (
+        _checked(row, record, folder)
+        for row, record in enumerate(_parquet_records(path, ("id",), row_groups), first_row)
+    )
+
+
 def _csv_records(path: Path, required: Sequence[str]) -> Iterator[object]:
     # Bytes that are not UTF-8 become lone surrogates, which reject their own row only.
     try:
@@ -137,7 +146,7 @@ def _jsonl_records(path: Path, _required: Sequence[str]) -> Iterator[object]:
         raise CatalogError(f"{path} cannot be read: {error}") from error
 
 
-def _parquet_records(path: Path, required: Sequence[str]) -> Iterator[object]:
+def _parquet_records(path: Path, required: Sequence[str], row_groups: Sequence[int] | None = None) -> Iterator[object]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as parquet
@@ -146,7 +155,7 @@ def _parquet_records(path: Path, required: Sequence[str]) -> Iterator[object]:
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(file.schema_arrow.names, path, required)
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=row_groups):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise CatalogError(f"{path} cannot be read: {error}") from error

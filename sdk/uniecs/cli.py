@@ -106,10 +106,13 @@ def _add_search_commands(commands: Any, as_json: argparse.ArgumentParser, where:
     )
     search.set_defaults(parser=search)
 
-    embed = _add(commands, "embed", _embed, "embed a catalogue into arrays ids, embeddings", as_json, where)
-    embed.add_argument("catalog", type=Path)
-    embed.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    embed = _add(commands, "embed", _embed, "embed a catalogue into arrays or sharded Parquet", as_json, where)
+    embed.add_argument("catalog", type=Path, help="a file; for a folder of vectors also a folder or pattern of files")
+    embed.add_argument("--out", type=Path, required=True, help="the .npz file, or the folder of vectors, to write")
     embed.add_argument("--model", default="mini", help="packaged name or bundle folder (mini)")
+    embed.add_argument("--views", type=_views, default=("multimodal",), help="with a folder: of multimodal,image,text")
+    embed.add_argument("--ray", metavar="ADDRESS", help="with a folder: embed on this Ray cluster; auto, local")
+    embed.set_defaults(parser=embed)
 
     _add(commands, "doctor", _doctor, "what is installed, what works, what would be chosen and why", as_json)
 
@@ -300,10 +303,12 @@ def _describe(product: Product) -> dict[str, Any]:
 
 
 def _embed(args: argparse.Namespace) -> int:
+    if args.out.suffix != ".npz":
+        return _embed_shards(args)
+    if args.ray is not None or args.views != ("multimodal",):
+        args.parser.error("--ray and --views are for a folder of vectors: give an --out that does not end in .npz")
     import numpy as np
 
-    if args.out.suffix != ".npz":
-        raise CatalogError(f"--out is {args.out}; expected a name that ends in .npz")
     encoder = _load(args)
     rejected: list[Rejected] = []
     ids: list[str] = []
@@ -324,6 +329,28 @@ def _embed(args: argparse.Namespace) -> int:
         _note_rejected(rejected)
         print(f"{args.out}: {len(ids)} products embedded, {len(rejected)} rows rejected")
     return 0 if ids else 1
+
+
+def _embed_shards(args: argparse.Namespace) -> int:
+    from functools import partial
+
+    from uniecs.bulk_embed import embed_catalog, load_encoder
+    from uniecs.bundle import locate_bundle, open_bundle
+    from uniecs.vector_shards import BulkJob
+
+    folder = locate_bundle(args.model)
+    bundle = open_bundle(folder)
+    job = BulkJob(str(args.out.absolute()), bundle.model_id, bundle.embed_dim, args.views)
+    load = partial(load_encoder, str(folder), args.device, args.backend, args.precision)
+    report = embed_catalog(args.catalog, job, load, ray=args.ray, device=args.device)
+    if args.json:
+        _print_json({"out": job.out, "model_id": job.model_id, **asdict(report)})
+    else:
+        print(
+            f"{args.out}: {report.embedded} of {report.rows} rows embedded, {report.rejected} rejected, in "
+            f"{report.shards} shards, of which {report.skipped} were there"
+        )
+    return 0 if report.embedded else 1
 
 
 def _embedded(

@@ -1,0 +1,502 @@
+"""The index in Milvus, against milvus-lite: filters agree with `filters.matches`, nothing is lost, errors are ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from uniecs import milvus_connection
+from uniecs.catalog import Product
+from uniecs.copying import CopyReport, copy_index, store_items
+from uniecs.errors import BackendError, ConfigError, FilterError, IndexFileError, InputError, ModelMismatchError
+from uniecs.filters import And, Filter, Or, matches, parse_where
+from uniecs.index import Vectors
+from uniecs.index_folder import BundleReference, IndexConfig
+from uniecs.milvus_connection import Address, Connection, is_milvus_url
+from uniecs.milvus_filters import MAX_VALUES, filter_fields, number_key, text_key
+from uniecs.milvus_index import MAX_BYTES, MilvusIndex, content_digest
+from uniecs.store import Store
+
+DIM = 16
+BUNDLE = BundleReference(name="mini")
+CONFIG = IndexConfig(views=("multimodal", "image"))
+NASTY = ['"', "'", "\\", '\\"', '" or key != "', "') or (1 == 1", "a\nb", "\t", "é", "衣", "\U0001f457", "%", "x" * 100]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed (the milvus extra)")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed (the milvus extra, not on Windows)")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"milvus-lite://{tmp_path}/shop.db/products"
+
+
+def create(url: str, config: IndexConfig = CONFIG) -> MilvusIndex:
+    return MilvusIndex.create(url, "fake-1", DIM, BUNDLE, config)
+
+
+def unit(seed: int) -> Vectors:
+    vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def item(product_id: str, seed: int, views: tuple[str, ...] = ("multimodal", "image"), **attributes: Any) -> Any:
+    return Product(product_id, f"title {seed}", None, attributes), {view: unit(seed) for view in views}
+
+
+def ids(hits: list[tuple[Product, float]]) -> list[str]:
+    return [product.id for product, _ in hits]
+
+
+def values() -> list[Any]:
+    numbers = [0, -0.0, 1, 1.0, -1, 1.5, -2.5, 0.1, 1e22, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 1e-300]
+    strings = ["", "1", "1.0", " 2 ", "1_0", "inf", "-inf", "nan", "a", "b", "A", "aa", "Zebra", *NASTY]
+    return [*numbers, True, False, *strings, "p" * 64, "p" * 64 + "q", "p" * 63]
+
+
+def catalogue(count: int, seed: int) -> list[Product]:
+    draw = random.Random(seed)
+    products = []
+    for number in range(count):
+        attributes: dict[str, Any] = {}
+        for key in ("a", "b", 'c"] or ["'):
+            kind = draw.random()
+            if kind < 0.5:
+                attributes[key] = draw.choice(values())
+            elif kind < 0.8:
+                attributes[key] = draw.sample(values(), draw.randint(1, 9))
+        products.append(Product(f"p{number}", "t", None, attributes))
+    return products
+
+
+def filters(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    draw = random.Random(seed)
+
+    def leaf() -> dict[str, Any]:
+        key = draw.choice(["a", "b", 'c"] or ["', "unknown"])
+        kind = draw.random()
+        if kind < 0.35:
+            return {key: draw.choice([*values(), None])}
+        if kind < 0.5:
+            return {key: draw.sample([*values(), None], draw.randint(1, 4))}
+        texts = [each for each in values() if isinstance(each, str) and len(each.encode()) <= 64]
+        numbers = [each for each in values() if isinstance(each, (int, float)) and not isinstance(each, bool)]
+        low, high = sorted(draw.choices(draw.choice([texts, numbers]), k=2))
+        return {key: draw.choice([(low, high), (low, None), (None, high)])}
+
+    def tree(depth: int) -> dict[str, Any]:
+        kind = draw.random()
+        if depth == 0 or kind < 0.4:
+            return leaf()
+        if kind < 0.6:
+            return {"$not": tree(depth - 1)}
+        parts = [tree(depth - 1) for _ in range(draw.randint(1, 3))]
+        return {draw.choice(["$and", "$or"]): parts}
+
+    return (tree(2) for _ in range(count))
+
+
+@pytest.fixture(scope="module")
+def filtered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MilvusIndex, list[Product]]]:
+    products = catalogue(120, seed=0)
+    index = create(f"milvus-lite://{tmp_path_factory.mktemp('filters')}/shop.db/products", IndexConfig())
+    index.put([(product, {"multimodal": unit(row)}) for row, product in enumerate(products)])
+    yield index, products
+    index.close()
+
+
+def answers(index: MilvusIndex, filter: Filter) -> list[str]:
+    return sorted(ids(index.search("multimodal", unit(0)[np.newaxis], 1000, filter)[0]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_filters_agree_with_their_definition(filtered: tuple[MilvusIndex, list[Product]], seed: int) -> None:
+    index, products = filtered
+    sizes = set()
+    for where in filters(40, seed):
+        filter = parse_where(where)
+        expected = sorted(product.id for product in products if matches(filter, product.attributes))
+        assert answers(index, filter) == expected, where
+        sizes.add(len(expected))
+    assert len(sizes) > 10  # neither all nor none each time
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"a": 1},
+        {"a": "1"},
+        {"a": True},
+        {"a": [True, 1, None]},
+        {"a": None},
+        {"$not": {"a": None}},
+        {"a": (0, 1)},
+        {"a": (None, -1)},
+        {"$not": {"a": (0, 2**53)}},
+        {"a": (2**53 + 1, None)},
+        {"a": (10**400 // 1, None)},
+        {"a": ("", None)},
+        {"a": ("p" * 64, "p" * 64)},
+        {"a": ("p" * 64, None)},
+        {"$or": [{"a": "a"}, {"b": (1, 2)}]},
+        {"$and": []},
+        {},
+    ],
+)
+def test_single_filters(filtered: tuple[MilvusIndex, list[Product]], where: dict[str, Any]) -> None:
+    index, products = filtered
+    filter = parse_where(where)
+    assert answers(index, filter) == sorted(each.id for each in products if matches(filter, each.attributes))
+
+
+def test_empty_and_or(filtered: tuple[MilvusIndex, list[Product]]) -> None:
+    assert len(answers(filtered[0], And(()))) == len(filtered[1])
+    assert answers(filtered[0], Or(())) == []
+
+
+def test_nothing_of_a_filter_stands_in_the_expression(filtered: tuple[MilvusIndex, list[Product]]) -> None:
+    for text in NASTY:
+        for where in ({text: text}, {text: (text[:60], None)}, {"$not": {"a": [text, None]}}):
+            written = filtered[0].explain("multimodal", 10, parse_where(where))["expression"]
+            assert re.fullmatch(r"""[A-Za-z0-9_\-(), \[\]"=<>!~]+""", written), written
+            strings = re.findall('"([^"]*)"', written)
+            assert all(re.fullmatch(r"[A-Za-z0-9_~-]*", each) for each in strings), written
+            assert "xxx" not in written
+
+
+def test_long_lists_and_bounds(url: str) -> None:
+    index = create(url)
+    index.put([item("many", 1, sizes=list(range(0, 200, 2))), item("few", 2, sizes=[1, 101, 3])])
+    for low, high in ((100, 100), (101, 101), (198, 300), (199, 300), (-5, -1)):
+        filter = parse_where({"sizes": (low, high)})
+        expected = [
+            name
+            for name, found in (("few", {1, 101, 3}), ("many", set(range(0, 200, 2))))
+            if any(low <= each <= high for each in found)
+        ]
+        assert answers(index, filter) == expected
+    with pytest.raises(FilterError, match="64"):
+        index.search("multimodal", unit(1)[np.newaxis], 1, parse_where({"sizes": ("x" * 65, None)}))
+    with pytest.raises(InputError, match=f"'x'.*{MAX_VALUES}"):
+        index.put([item("x", 1, sizes=list(range(MAX_VALUES + 1)))])
+    index.close()
+
+
+def test_number_and_text_keys_keep_the_order() -> None:
+    numbers = [each for each in values() if isinstance(each, (int, float))] + [math.inf, -math.inf, 5e-324, -1e300, 99]
+    for a in numbers:
+        for b in numbers:
+            assert (a < b, a == b) == (number_key(a) < number_key(b), number_key(a) == number_key(b)), (a, b)
+    texts = [each for each in values() if isinstance(each, str) and len(each.encode()) <= 64]
+    for a in texts:
+        for b in texts:
+            assert (a < b) == (text_key(a) < text_key(b)), (a, b)
+
+
+def test_add_update_delete_reopen(url: str) -> None:
+    with_image = [item(str(n), n, price=n, tags=["x", "y"], sale=n % 2 == 0) for n in range(20)]
+    index = create(url)
+    assert (len(index), index.known(["1", "2"]), index.attribute_keys()) == (0, set(), set())
+    index.put([*with_image, item("text only", 50, ("multimodal",), colour="red")])
+    assert len(index) == 21
+    assert index.known(["1", "text only", 'no"\\', "1"]) == {"1", "text only"}
+    assert index.attribute_keys() == {"price", "tags", "sale", "colour"}
+    for seed in (3, 50):
+        (hits,) = index.search("multimodal", unit(seed)[np.newaxis], 3, None)
+        assert hits[0][0].id == (str(seed) if seed < 50 else "text only")
+        assert hits[0][1] == pytest.approx(1, abs=1e-5)
+    assert hits[0][0] == Product("text only", "title 50", None, {"colour": "red"})
+    assert "text only" not in ids(index.search("image", unit(50)[np.newaxis], 100, None)[0])
+    assert len(index.search("image", unit(50)[np.newaxis], 100, None)[0]) == 20
+
+    index.put([(Product("3", None, "b.jpg", {"price": 7.0}), {"image": unit(99)})])
+    assert len(index) == 21
+    (hits,) = index.search("image", unit(99)[np.newaxis], 1, None)
+    assert hits[0][0] == Product("3", None, "b.jpg", {"price": 7.0})
+    assert "3" not in ids(index.search("multimodal", unit(3)[np.newaxis], 100, None)[0])
+    with pytest.raises(InputError, match="no vector"):
+        index.vector("3", "multimodal")
+    with pytest.raises(InputError, match="'4a' is not"):
+        index.vector("4a", "image")
+    np.testing.assert_array_equal(index.vector("4", "image"), unit(4))
+
+    with pytest.raises(InputError, match="'missing'"):
+        index.delete(["4", "missing"])
+    assert index.known(["4"]) == {"4"}
+    index.delete(["4", "5"])
+    assert (len(index), index.known(["4", "5", "6"])) == (19, {"6"})
+    index.save()
+    index.close()
+    with pytest.raises(InputError, match="closed"):
+        len(index)
+
+    index = MilvusIndex.open(url, "fake-1")
+    assert (index.model_id, index.embed_dim, index.bundle, index.config) == ("fake-1", DIM, BUNDLE, CONFIG)
+    assert len(index) == 19
+    assert "4" not in ids(index.search("multimodal", unit(4)[np.newaxis], 100, None)[0])
+    assert ids(index.search("multimodal", np.stack([unit(6), unit(7)]), 1, None)[1]) == ["7"]
+    index.compact()
+    stats = index.stats()
+    assert (stats["products"], stats["vectors"]) == (19, {"multimodal": 18, "image": 18})
+    assert index.verify(sample=10) == {"recall_at_10": {"multimodal": 1.0, "image": 1.0}, "damaged": []}
+    index.close()
+
+
+def test_results_are_those_of_brute_force(url: str) -> None:
+    index = create(url, IndexConfig())
+    index.put([item(str(n), n, ("multimodal",), price=n) for n in range(300)])
+    vectors = np.stack([unit(n) for n in range(300)])
+    queries = np.stack([unit(1000 + n) for n in range(20)])
+    where = parse_where({"price": (100, 199)})
+    for query, hits in zip(queries, index.search("multimodal", queries, 10, where), strict=True):
+        scores = vectors @ query
+        best = sorted(range(100, 200), key=lambda row: -scores[row])[:10]
+        assert ids(hits) == [str(row) for row in best]
+        np.testing.assert_allclose([score for _, score in hits], scores[best], atol=1e-5)
+    index.close()
+
+
+def test_what_milvus_cannot_hold_is_refused_before_anything_is_written(url: str) -> None:
+    index = create(url)
+    good = item("good", 1)
+    for bad, message in [
+        (item("bad", 2, big=2**63), "64 bits"),
+        (item("bad", 2, text="x" * MAX_BYTES), "attributes of"),
+        ((replace(item("bad", 2)[0], title="é" * 40_000), {}), "title of 80000 bytes"),
+        (item("bad", 2, ("text",)), "unknown view 'text'"),
+        ((Product("bad", "t"), {"image": unit(1) * 2}), "norm"),
+        ((Product("bad", "t"), {"image": unit(1)[:3]}), "shape"),
+        (item("good", 2), "twice"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            index.put([good, bad])
+    assert len(index) == 0
+    with pytest.raises(InputError, match="16384"):
+        index.search("image", unit(1)[np.newaxis], 20_000, None)
+    with pytest.raises(InputError, match="'text'"):
+        index.search("text", unit(1)[np.newaxis], 1, None)
+    index.put([item("é" * 30_000, 1)])
+    assert index.known(["é" * 30_000]) == {"é" * 30_000}
+    index.close()
+
+
+def test_many_products_go_in_several_requests(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = create(url, IndexConfig())
+    sent: list[int] = []
+    monkeypatch.setattr(index, "_call", lambda method, **arguments: sent.append(len(arguments["data"])))
+    index.put([item(str(n), n, ("multimodal",), text="x" * 10_000) for n in range(1500)])
+    assert sum(sent) == 1500
+    assert 700 < max(sent) < 1000  # 8 MiB
+    monkeypatch.undo()
+    index.close()
+
+
+def test_another_model_and_foreign_collections(url: str) -> None:
+    create(url).close()
+    with pytest.raises(IndexFileError, match="already exists"):
+        create(url)
+    with pytest.raises(ModelMismatchError, match="fake-1"):
+        MilvusIndex.open(url, "fake-2")
+    with pytest.raises(IndexFileError, match="does not exist"):
+        MilvusIndex.open(url + "2")
+    connection = milvus_connection.connect(Address.parse(url + "3"))
+    connection._client.create_collection(connection.address.collection, dimension=4)
+    with pytest.raises(IndexFileError, match="not of uniecs"):
+        MilvusIndex.open(url + "3")
+    manifest = json.dumps({"format_version": 2})
+    connection._client.alter_collection_properties(connection.address.collection, {"uniecs.index": manifest})
+    with pytest.raises(IndexFileError, match="version 2"):
+        MilvusIndex.open(url + "3")
+    connection._client.alter_collection_properties(connection.address.collection, {"uniecs.index": "{}"})
+    with pytest.raises(IndexFileError, match="damaged"):
+        MilvusIndex.open(url + "3")
+    connection.close()
+
+
+def test_other_storage_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="int8"):
+        create(url, IndexConfig(storage="int8"))
+
+
+def test_urls(tmp_path: Path) -> None:
+    parse = Address.parse
+    assert parse("milvus://host/shop") == Address("milvus://host/shop", "http://host:19530", "", "shop", lite=False)
+    assert parse("milvus://host:1/db/shop").database == "db"
+    assert parse("milvus+tls://[::1]:443/shop").uri == "https://[::1]:443"
+    assert parse(f"milvus-lite://{tmp_path}/a.db/shop").uri == f"{tmp_path}/a.db"
+    assert parse("milvus-lite://a.db/shop").uri == str(Path("a.db").absolute())
+    assert [is_milvus_url(each) for each in ("milvus://x", "shop.uniecs", "milvus", tmp_path)] == [True] + [False] * 3
+    for wrong in (
+        "milvus://",
+        "milvus://host",
+        "milvus://host/",
+        "milvus://host/a-b",
+        "milvus://host:x/shop",
+        "milvus-lite://a/shop",
+        "http://host/shop",
+        "milvus://a/b/c/shop",
+        "milvus:///shop",
+    ):
+        with pytest.raises(InputError):
+            parse(wrong)
+    with pytest.raises(InputError, match="MILVUS_TOKEN") as caught:
+        parse("milvus://root:secret@host/shop")
+    assert "secret" not in str(caught.value)
+
+
+class Flaky:
+    """A client whose calls fail a number of times."""
+
+    def __init__(self, failures: list[Exception]) -> None:
+        self.failures, self.calls = failures, 0
+
+    def has_collection(self, name: str, timeout: float) -> bool:
+        self.calls += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return True
+
+
+def test_transient_errors_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import grpc
+    from pymilvus.exceptions import MilvusException
+
+    waits: list[float] = []
+    monkeypatch.setattr(milvus_connection.time, "sleep", waits.append)
+    address = Address.parse("milvus://host/shop")
+    busy = MilvusException(message="busy", retriable=True)
+    down = MilvusException(code=grpc.StatusCode.UNAVAILABLE, message="down")
+    client = Flaky([busy, down])
+    assert Connection(address, client).call("has_collection") is True
+    assert (client.calls, len(waits)) == (3, 2)
+    assert 0.1 <= waits[0] <= 0.3 and 0.2 <= waits[1] <= 0.6
+
+    client = Flaky([busy] * 100)
+    with pytest.raises(BackendError, match=r"milvus://host/shop: has_collection failed, attempt 5 of 5.*busy"):
+        Connection(address, client).call("has_collection")
+    assert client.calls == 5
+
+    client = Flaky([MilvusException(code=1100, message="invalid parameter")])
+    with pytest.raises(BackendError, match=r"attempt 1 of 5.*invalid"):
+        Connection(address, client).call("has_collection")
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milvus_connection, "REQUEST_S", 0.3)
+    monkeypatch.setattr(milvus_connection, "FIRST_WAIT_S", 0.01)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
+        with pytest.raises(BackendError, match="attempt 5 of 5"):
+            MilvusIndex.open(f"milvus://127.0.0.1:{taken.getsockname()[1]}/shop")
+
+
+def test_copying_goes_on_where_it_stopped(url: str) -> None:
+    source = [item(str(n), n, price=n) for n in range(1200)]
+    target = create(url)
+
+    def broken() -> Iterator[Any]:
+        yield from source[:700]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copy_index(broken(), target)
+    assert len(target) == 500
+    assert copy_index(source, target, total=1200) == CopyReport(copied=700, unchanged=500)
+    assert copy_index(iter(source), target) == CopyReport(copied=0, unchanged=1200)
+    changed = [*source[:5], (replace(source[5][0], title="new"), source[5][1]), (source[6][0], source[7][1])]
+    assert copy_index(changed, target) == CopyReport(copied=2, unchanged=5)
+    assert len(target) == 1200
+    assert ids(target.search("image", source[7][1]["image"][np.newaxis], 2, None)[0]) in (["6", "7"], ["7", "6"])
+    target.close()
+
+
+def test_a_store_is_copied_whole(url: str, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "shop", model_id="fake-1", embed_dim=DIM, bundle=BUNDLE, config=CONFIG)
+    source = [item(f"é{n}", n, ("multimodal", "image")[n % 2 :], price=n, tags=["a", f"{n}"]) for n in range(3000)]
+    store.put(source)
+    store.put([item("é7", 7777, ("image",), price=7)])
+    store.delete(["é8"])
+    target = create(url)
+    assert copy_index(store_items(store), target, store.count()) == CopyReport(copied=2999, unchanged=0)
+    assert copy_index(store_items(store), target) == CopyReport(copied=0, unchanged=2999)
+    assert (len(target), target.known(["é8"])) == (2999, set())
+    np.testing.assert_array_equal(target.vector("é7", "image"), unit(7777))
+    (hits,) = target.search("multimodal", unit(10)[np.newaxis], 1, None)
+    assert hits[0][0] == source[10][0]
+    target.close()
+    store.close()
+
+
+def test_content_digest_sees_everything() -> None:
+    product, vectors = item("1", 1, price=1)
+    others = [
+        (replace(product, id="2"), vectors),
+        (replace(product, title=None), vectors),
+        (replace(product, image="a.jpg"), vectors),
+        (replace(product, attributes={"price": 1.0}), vectors),
+        (replace(product, attributes={"price": True}), vectors),
+        (product, {"image": vectors["image"]}),
+        (product, {**vectors, "image": unit(2)}),
+    ]
+    digests = {content_digest(*each) for each in [(product, vectors), *others]}
+    assert len(digests) == 8
+    assert content_digest(replace(product, attributes={"b": 1, "a": 2}), {}) == content_digest(
+        replace(product, attributes={"a": 2, "b": 1}), {}
+    )
+
+
+def listening() -> set[str]:
+    """Addresses of this process's own listening TCP sockets, as /proc has them."""
+    inodes = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            inodes.add(str(descriptor.readlink()))
+        except OSError:
+            continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            cells = line.split()
+            if cells[3] == "0A" and f"socket:[{cells[9]}]" in inodes:
+                found.add(cells[1].partition(":")[0])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="needs /proc")
+def test_lite_listens_on_loopback_only_and_ends_with_the_last_user(url: str) -> None:
+    before = listening()
+    first = create(url)
+    second = MilvusIndex.open(url)
+    assert listening() - before <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert listening()
+    first.close()
+    assert len(second) == 0
+    second.close()
+    assert listening() == before
+
+
+def test_import_loads_no_pymilvus() -> None:
+    program = "import sys, uniecs.milvus_index, uniecs.copying; print('pymilvus' in sys.modules, 'grpc' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
+
+
+def test_terms_are_few() -> None:
+    fields = filter_fields({"price": 10, "tags": ["a", "b"], "sale": True})
+    assert len(fields.terms) == 4 + 2 + 1
+    assert sum(map(len, fields.ranges.values())) == 3
