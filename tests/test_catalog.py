@@ -1,4 +1,4 @@
-"""Reading products from every kind of source, row by row, and filtering them by attributes."""
+"""Reading products from every kind of source, row by row."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uniecs.catalog import Product, Rejected, check_where_keys, compile_where, read_catalog
-from uniecs.errors import CatalogError, FilterError, InputError, TextError
+from uniecs.catalog import Product, Rejected, read_catalog
+from uniecs.errors import CatalogError, InputError, TextError
 
 
 def read(source: object) -> list[Product | Rejected]:
@@ -247,76 +247,3 @@ def test_rejected_rows_hold_no_frames() -> None:
     (item,) = read([{"id": "1", "title": "\ud800"}])
     assert isinstance(item, Rejected) and item.error.__traceback__ is None
     assert item.error.__cause__ is not None and item.error.__cause__.__traceback__ is None
-
-
-PRODUCT = Product(
-    "1", "x", None, {"gender": "Women", "price": 40, "year": "2012", "sale": True, "sizes": ["S", "M"], "none": None}
-)
-
-
-@pytest.mark.parametrize(
-    ("where", "expected"),
-    [
-        ({}, True),
-        ({"gender": "Women"}, True),
-        ({"gender": "women"}, False),
-        ({"gender": "Women", "price": 41}, False),
-        ({"gender": ["Men", "Women"]}, True),
-        ({"gender": {"Men", "Boys"}}, False),
-        ({"price": 40.0}, True),
-        ({"price": "40"}, False),
-        ({"price": np.int64(40)}, True),
-        ({"price": (40, 40)}, True),
-        ({"price": (None, 39.9)}, False),
-        ({"price": (39.9, None)}, True),
-        ({"year": (2011, 2013)}, True),
-        ({"year": (2013, None)}, False),
-        ({"gender": (0, 9)}, False),
-        ({"gender": ("W", None)}, True),
-        ({"price": ("0", "9")}, False),
-        ({"sale": True}, True),
-        ({"sale": 1}, False),
-        ({"sale": (0, 2)}, False),
-        ({"sizes": "M"}, True),
-        ({"sizes": ["L", "S"]}, True),
-        ({"sizes": "L"}, False),
-        ({"none": "x"}, False),
-        ({"absent": "x"}, False),
-    ],
-)
-def test_where(where: dict[str, object], expected: bool) -> None:
-    assert compile_where(where)(PRODUCT) is expected
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
-        "gender=Women",
-        [("gender", "Women")],
-        {"a": None},
-        {"a": []},
-        {"a": {"b": 1}},
-        {"a": [None]},
-        {"a": ["x", ["y"]]},
-        {"a": math.nan},
-        {"a": math.inf},
-        {"a": b"x"},
-        {"a": (1,)},
-        {"a": (1, 2, 3)},
-        {"a": (None, None)},
-        {"a": (1, "2")},
-        {"a": (math.nan, 2)},
-        {"a": (True, None)},
-        {"a": (2, 1)},
-    ],
-)
-def test_unusable_where(where: object) -> None:
-    with pytest.raises(FilterError):
-        compile_where(where)
-
-
-def test_unknown_key_lists_the_known_ones() -> None:
-    products = [Product("1", "x", None, {"colour": "red"}), Product("2", "x", None, {"brand": "b"})]
-    check_where_keys({"brand": "none"}, products)
-    with pytest.raises(FilterError, match="unknown key 'color'; known keys: brand, colour"):
-        check_where_keys({"color": "red"}, products)

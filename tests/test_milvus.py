@@ -172,7 +172,7 @@ def test_empty_and_or(filtered: tuple[MilvusIndex, list[Product]]) -> None:
 def test_nothing_of_a_filter_stands_in_the_expression(filtered: tuple[MilvusIndex, list[Product]]) -> None:
     for text in NASTY:
         for where in ({text: text}, {text: (text[:60], None)}, {"$not": {"a": [text, None]}}):
-            written = filtered[0].explain("multimodal", 10, parse_where(where))["expression"]
+            written = filtered[0].explain("multimodal", unit(0), 10, parse_where(where))["expression"]
             assert re.fullmatch(r"""[A-Za-z0-9_\-(), \[\]"=<>!~]+""", written), written
             strings = re.findall('"([^"]*)"', written)
             assert all(re.fullmatch(r"[A-Za-z0-9_~-]*", each) for each in strings), written

@@ -19,8 +19,8 @@ from uniecs import errors
 from uniecs.catalog import Product, Rejected
 from uniecs.errors import BackendError, CatalogError, InputError, MissingExtraError, ModelMismatchError, UniecsError
 from uniecs.index import Vectors
+from uniecs.index_folder import VIEW_INPUTS
 from uniecs.vector_shards import (
-    VIEW_INPUTS,
     BulkJob,
     Shard,
     ShardReport,

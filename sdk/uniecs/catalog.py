@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from uniecs.errors import CatalogError, FilterError, InputError, MissingExtraError, UniecsError
+from uniecs.errors import CatalogError, InputError, MissingExtraError, UniecsError
 from uniecs.preprocess import check_text
 
 if TYPE_CHECKING:
@@ -278,96 +278,3 @@ def _is_missing(value: object) -> bool:
         return math.isnan(value)
     # pandas' own two markers, without importing pandas
     return value is None or type(value).__name__ in ("NAType", "NaTType")
-
-
-Condition: TypeAlias = Callable[[Scalar], bool]
-
-
-def compile_where(where: object) -> Callable[[Product], bool]:
-    """Turn a `where` filter into a test of a product; raises `FilterError` for a value that cannot be used.
-
-    `where` maps attribute names to a scalar (equal), a list (equal to any) or a (low, high) tuple (between
-    them, both included; None is open), and all must hold. A number equals a number, a string a string, a
-    boolean a boolean. A range of numbers also takes strings that read as numbers, as a .csv has them; a
-    range of strings goes by code points. Of a list attribute, any one value may match; an absent attribute
-    never matches.
-    """
-    if not isinstance(where, Mapping):
-        raise FilterError(f"where is of type {type(where).__name__}; expected a mapping of attributes to values")
-    conditions = [(key, _condition(key, wanted)) for key, wanted in where.items()]
-
-    def matches(product: Product) -> bool:
-        for key, condition in conditions:
-            value = product.attributes.get(key)
-            values = value if isinstance(value, list) else [value]
-            if not any(each is not None and condition(each) for each in values):
-                return False
-        return True
-
-    return matches
-
-
-def check_where_keys(where: Mapping[str, object], products: Iterable[Product]) -> None:
-    """Raises `FilterError`, listing the known keys, if no product has an attribute that `where` names."""
-    known = {key for product in products for key in product.attributes}
-    unknown = [key for key in where if key not in known]
-    if unknown:
-        raise FilterError(f"where has the unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known)) or 'none'}")
-
-
-def _condition(key: object, wanted: object) -> Condition:
-    if isinstance(wanted, tuple):
-        return _range(key, wanted)
-    if isinstance(wanted, (set, frozenset, np.ndarray)):
-        wanted = list(wanted)
-    if not isinstance(wanted, list):
-        wanted = [wanted]
-    if not wanted:
-        raise FilterError(f"where[{key!r}] is an empty list; expected at least one value")
-    choices = {_typed(_filter_scalar(key, each)) for each in wanted}
-    return lambda value: _typed(value) in choices
-
-
-def _typed(value: Scalar) -> tuple[bool, Scalar]:
-    """Keeps True apart from 1."""
-    return isinstance(value, bool), value
-
-
-def _filter_scalar(key: object, value: object) -> Scalar:
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise FilterError(
-        f"where[{key!r}] is {value!r}; expected a string, number, boolean, list of them, or (low, high) tuple"
-    )
-
-
-def _range(key: object, bounds: Sequence[object]) -> Condition:
-    if len(bounds) != 2:
-        raise FilterError(f"where[{key!r}] is {bounds!r}; a tuple is a (low, high) range; a list is a set of values")
-    low, high = (None if bound is None else _filter_scalar(key, bound) for bound in bounds)
-    kinds = {isinstance(bound, str) for bound in (low, high) if bound is not None}
-    if len(kinds) != 1 or isinstance(low, bool) or isinstance(high, bool):
-        raise FilterError(f"where[{key!r}] is {bounds!r}; expected two numbers or two strings, one of them may be None")
-    as_operand: Callable[[Scalar], Any] = _text_operand if kinds == {True} else _number_operand
-    if low is not None and high is not None and as_operand(low) > as_operand(high):
-        raise FilterError(f"where[{key!r}] is {bounds!r}; low is above high")
-
-    def inside(value: Scalar) -> bool:
-        operand = as_operand(value)
-        return operand is not None and (low is None or operand >= low) and (high is None or operand <= high)
-
-    return inside
-
-
-def _text_operand(value: Scalar) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _number_operand(value: Scalar) -> int | float | None:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    return None if isinstance(value, bool) else value

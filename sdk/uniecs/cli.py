@@ -11,8 +11,8 @@ import csv
 import itertools
 import json
 import os
-import shutil
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,12 +86,16 @@ def _add_search_commands(commands: Any, as_json: argparse.ArgumentParser, where:
 
     index = _add(commands, "index", _index, "a catalogue of products into a new index", as_json, where)
     index.add_argument("catalog", type=Path, help=".csv, .jsonl or .parquet: id, title, image, attributes")
-    index.add_argument("--out", type=Path, required=True, help="the index to create")
+    index.add_argument("--out", type=_place, required=True, help="the index to create: a folder, or a URL of Milvus")
     index.add_argument("--model", default="mini", help="packaged name or bundle folder (mini)")
     index.add_argument("--views", type=_views, default=("multimodal",), help="any of multimodal,image,text")
 
+    copy = _add(commands, "copy", _copy, "an index folder into Milvus; what is there already is left", as_json)
+    copy.add_argument("index", type=Path)
+    copy.add_argument("url", help="milvus://HOST[:PORT]/[DB/]COLLECTION (docs/scaling.md)")
+
     search = _add(commands, "search", _search, "search an index by text, image or both", as_json, where)
-    search.add_argument("index", type=Path)
+    search.add_argument("index", type=_place, help="a folder, or a URL of Milvus")
     search.add_argument("--text")
     search.add_argument("--image", type=Path)
     search.add_argument("-k", type=int, default=10, help="number of hits (10)")
@@ -183,6 +187,13 @@ def _add(
     return parser
 
 
+def _place(text: str) -> Path | str:
+    """An index folder, or a URL of Milvus as it is."""
+    from uniecs.milvus_connection import is_milvus_url
+
+    return text if is_milvus_url(text) else Path(text)
+
+
 def _views(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
@@ -266,7 +277,7 @@ def _index(args: argparse.Namespace) -> int:
     finally:
         added = len(engine)
         engine.close()
-        if not added:
+        if not added and isinstance(args.out, Path):
             shutil.rmtree(args.out)
     if args.json:
         summary = {"index": str(args.out), "model_id": encoder.model_id, "views": args.views}
@@ -275,6 +286,29 @@ def _index(args: argparse.Namespace) -> int:
         _note_rejected(report.rejected)
         print(f"{args.out}: {report.added} products added, {len(report.rejected)} rows rejected")
     return 0 if report.added else 1
+
+
+def _copy(args: argparse.Namespace) -> int:
+    from uniecs.copying import copy_index, store_items
+    from uniecs.index_migration import migrate
+    from uniecs.milvus_index import MilvusIndex
+    from uniecs.store import Store
+
+    migrate(args.index)
+    store = Store.open(args.index)
+    try:
+        target = MilvusIndex.ensure(args.url, store.model_id, store.embed_dim, store.bundle, store.config)
+        try:
+            report = copy_index(store_items(store), target, store.count())
+        finally:
+            target.close()
+    finally:
+        store.close()
+    if args.json:
+        _print_json({"index": str(args.index), "copied": report.copied, "unchanged": report.unchanged})
+    else:
+        print(f"{args.url}: {report.copied} products copied, {report.unchanged} were there already")
+    return 0
 
 
 def _search(args: argparse.Namespace) -> int:

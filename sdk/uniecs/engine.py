@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 import numpy as np
 
 from uniecs.catalog import Product, Rejected, read_catalog
+from uniecs.database import Durability
 from uniecs.errors import FilterError, ImageError, InputError, ModelMismatchError, UniecsError
 from uniecs.filters import Filter, filter_keys, parse_where
 from uniecs.index import Found, Index, Vectors, check_vectors
-from uniecs.index_folder import BundleReference, IndexConfig
+from uniecs.index_folder import VIEW_INPUTS, BundleReference, IndexConfig
+from uniecs.local_index import LocalIndex
+from uniecs.milvus_connection import is_milvus_url
 from uniecs.query_cache import QueryCache
 
 if TYPE_CHECKING:
@@ -30,8 +33,6 @@ Where: TypeAlias = Mapping[str, object]
 QUERY_CACHE = 1024  # embeddings of queries kept: about a megabyte
 # Products embedded together: bounds the memory that their decoded images take.
 CHUNK = 64
-# The modalities that a view embeds: (text, image).
-VIEW_INPUTS = {"multimodal": (True, True), "image": (False, True), "text": (True, False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class SearchEngine:
         query_cache: int = QUERY_CACHE,
         cache_images: bool = False,
     ) -> Self:
-        """A new, empty engine in the folder `path`.
+        """A new, empty engine in the folder `path`, or in Milvus: milvus://HOST[:PORT]/COLLECTION (docs/scaling.md).
 
         A view is an index of its own: "multimodal" holds every product by whatever it has, "image" and
         "text" the products that have that, embedded from it alone. `M` and `ef_construction` are HNSW's
@@ -117,14 +118,15 @@ class SearchEngine:
         """
         config = IndexConfig.from_dict({"views": views, "M": M, "ef_construction": ef_construction, "storage": storage})
         cache = QueryCache(query_cache, images=cache_images)
-        index = _place(path).create(
-            _located(path),
-            model_id=encoder.model_id,
-            embed_dim=encoder.embed_dim,
-            bundle=BundleReference.of(encoder.bundle.path),
-            config=config,
-            durability=_check_durability(durability),
-        )
+        made_for = (encoder.model_id, encoder.embed_dim, BundleReference.of(encoder.bundle.path), config)
+        durability = _check_durability(durability)
+        index: Index
+        if is_milvus_url(path):
+            from uniecs.milvus_index import MilvusIndex
+
+            index = MilvusIndex.create(str(path), *made_for)
+        else:
+            index = LocalIndex.create(Path(path), *made_for, durability)
         return cls(index, encoder, cache)
 
     @classmethod
@@ -149,7 +151,14 @@ class SearchEngine:
         vectors are of another model than the encoder, `BundleError` or `BackendError` as `uniecs.load`.
         """
         cache = QueryCache(query_cache, images=cache_images)
-        index: Index = _place(path).open(_located(path), durability=_check_durability(durability))
+        durability = _check_durability(durability)
+        index: Index
+        if is_milvus_url(path):
+            from uniecs.milvus_index import MilvusIndex
+
+            index = MilvusIndex.open(str(path), None if encoder is None else encoder.model_id)
+        else:
+            index = LocalIndex.open(Path(path), durability)
         try:
             if encoder is None:
                 from uniecs.encoder import load
@@ -364,7 +373,7 @@ class SearchEngine:
         good = [place for place in range(len(queries)) if place not in failed]
         hits: list[list[Hit]] = [[] for _ in queries]
         if good:
-            found, _ = self._index.search(view, vectors[good] if failed else vectors, k, matching)
+            found = self._index.search(view, vectors[good] if failed else vectors, k, matching)
             for place, each in zip(good, found, strict=True):
                 hits[place] = _hits(each)
         return BatchResult(hits, failed) if errors == "return" else hits
@@ -379,7 +388,7 @@ class SearchEngine:
         matching = self._check_where(where)
         if not isinstance(id, str):
             raise InputError(f"id is {id!r}; expected a string")
-        found, _ = self._index.search(view, self._index.vector(id, view)[np.newaxis], k + 1, matching)
+        found = self._index.search(view, self._index.vector(id, view)[np.newaxis], k + 1, matching)
         return _hits(each for each in found[0] if each[0].id != id)[:k]
 
     def explain(
@@ -392,8 +401,9 @@ class SearchEngine:
     ) -> dict[str, Any]:
         """Search as `search` does, and say how it went: a JSON object for people, not a stable interface.
 
-        Of an index in a folder: strategy ("graph", "filtered graph" or "exact"), ef (0 for exact), matching (rows that
-        the filter lets through), compared (vectors that were compared with the query), hits, encode_ms, search_ms.
+        view, products, hits, encode_ms, search_ms, and of an index in a folder: strategy ("graph", "filtered graph" or
+        "exact"), ef (0 for exact), matching (rows that the filter lets through), compared (vectors that were compared
+        with the query).
         """
         self._check_open()
         k, view = _check_k(k), self._check_view(view)
@@ -403,9 +413,10 @@ class SearchEngine:
         if failed:
             raise failed[0]
         encoded = time.perf_counter()
-        found, how = self._index.search(view, vectors, k, matching)
+        found = self._index.search(view, vectors, k, matching)
         times = {"encode_ms": (encoded - start) * 1e3, "search_ms": (time.perf_counter() - encoded) * 1e3}
-        return {"view": view, "products": len(self._index), **how, "hits": len(found[0]), **times}
+        how = self._index.explain(view, vectors[0], k, matching)
+        return {"view": view, "products": len(self._index), "hits": len(found[0]), **times, **how}
 
     def _check_where(self, where: Where | None) -> Filter | None:
         """The filter of `where`; raises `FilterError` for one that is not usable, or names a key no product has."""
@@ -488,24 +499,9 @@ class SearchEngine:
         return view
 
 
-def _place(path: str | os.PathLike[str]) -> Any:
-    """The kind of index that `path` names."""
-    if isinstance(path, str) and path.startswith(("milvus://", "milvus+https://", "milvus-lite://")):
-        from uniecs.milvus_index import MilvusIndex
-
-        return MilvusIndex
-    from uniecs.local_index import LocalIndex
-
-    return LocalIndex
-
-
-def _located(path: str | os.PathLike[str]) -> str | Path:
-    return path if isinstance(path, str) and path.startswith("milvus") and "://" in path else Path(path)
-
-
-def _check_durability(durability: object) -> str:
-    if durability in ("full", "batch"):
-        return str(durability)
+def _check_durability(durability: object) -> Durability:
+    if durability == "full" or durability == "batch":
+        return durability
     raise InputError(f"durability is {durability!r}; expected 'full' or 'batch'")
 
 

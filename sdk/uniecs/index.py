@@ -38,10 +38,21 @@ class Index(Protocol):
     them, and see a change whole or not at all. Raises `IndexFileError` where the place cannot be read or written.
     """
 
-    config: IndexConfig
-    model_id: str
-    embed_dim: int
-    bundle: BundleReference
+    @property
+    def config(self) -> IndexConfig:
+        """Views, and the parameters of the graphs."""
+
+    @property
+    def model_id(self) -> str:
+        """The model of the vectors."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Their width."""
+
+    @property
+    def bundle(self) -> BundleReference:
+        """Where the encoder came from."""
 
     def __len__(self) -> int:
         """Products held."""
@@ -58,12 +69,13 @@ class Index(Protocol):
     def delete(self, ids: Sequence[str]) -> None:
         """Delete products; the ids are distinct and known. All or none, durable on return."""
 
-    def search(
-        self, view: str, queries: Vectors, k: int, where: Filter | None
-    ) -> tuple[list[list[Found]], Mapping[str, Any]]:
+    def search(self, view: str, queries: Vectors, k: int, where: Filter | None) -> list[list[Found]]:
         """For each of `queries` (n, embed_dim) the `k` most similar products that match, best first, with their
-        cosine similarity; and how it was searched, for `SearchEngine.explain`.
+        cosine similarity.
         """
+
+    def explain(self, view: str, query: Vectors, k: int, where: Filter | None) -> dict[str, Any]:
+        """How `search` answers one `query` (embed_dim,)."""
 
     def vector(self, id: str, view: str) -> Vectors:
         """A product's vector (embed_dim,); raises `InputError` for an unknown id, or one with none in the view."""

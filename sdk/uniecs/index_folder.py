@@ -10,6 +10,8 @@ from uniecs.config import StrictConfig
 from uniecs.errors import ConfigError
 
 View: TypeAlias = Literal["multimodal", "image", "text"]
+# The modalities that a view embeds: (text, image).
+VIEW_INPUTS = {"multimodal": (True, True), "image": (False, True), "text": (True, False)}
 Storage: TypeAlias = Literal["float32", "float16", "int8"]
 
 

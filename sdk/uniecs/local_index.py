@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from uniecs.backends.threads import usable_cpus
 from uniecs.catalog import Product
+from uniecs.database import Durability
 from uniecs.errors import IndexFileError, InputError
 from uniecs.filter_sets import FilterSets
 from uniecs.filters import Filter
 from uniecs.index import Found, Vectors, check_vectors
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.index_migration import migrate
-from uniecs.database import Durability
 from uniecs.store import Store
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ class LocalIndex:
     def create(
         cls,
         folder: Path,
-        *,
         model_id: str,
         embed_dim: int,
         bundle: BundleReference,
@@ -89,7 +88,7 @@ class LocalIndex:
         return index
 
     @classmethod
-    def open(cls, folder: Path, *, durability: Durability) -> Self:
+    def open(cls, folder: Path, durability: Durability) -> Self:
         """Open what `create` made: the graphs from their snapshots, brought up to the store, or made anew from it.
 
         Raises `IndexFileError` for a store that is missing, damaged or of a newer format.
@@ -244,14 +243,12 @@ class LocalIndex:
             self._filters.forget()
             self._deleted = 0
 
-    def search(
-        self, view: str, queries: Vectors, k: int, where: Filter | None
-    ) -> tuple[list[list[Found]], Mapping[str, Any]]:
+    def search(self, view: str, queries: Vectors, k: int, where: Filter | None) -> list[list[Found]]:
         """See `Index.search`."""
         self._follow()
         for _ in range(ATTEMPTS):
             version = self._filters.version
-            rows, scores, plan = self._nearest(view, queries, k, where)
+            rows, scores, _ = self._nearest(view, queries, k, where)
             wanted = np.unique(rows[rows > 0]).tolist()
             products = self._store.products(wanted)
             if len(products) == len(wanted) and (where is None or version == self._filters.version):
@@ -260,15 +257,22 @@ class LocalIndex:
             with self._changing:
                 if self._store.sequence != self._reached[view][0]:
                     self.refresh()
-        found = [
+        return [
             [(products[row], score) for row, score in zip(*line, strict=True) if row in products]
             for line in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
-        return found, plan
+
+    def explain(self, view: str, query: Vectors, k: int, where: Filter | None) -> dict[str, Any]:
+        """See `Index.explain`: strategy ("graph", "filtered graph" or "exact"), ef (0 for exact), matching (rows that
+        the filter lets through), compared (vectors that were compared with the query).
+        """
+        return self._nearest(view, query[np.newaxis], k, where)[2]
 
     def _follow(self) -> None:
         """See what the writing process has done, if another is that; one thread at a time, the others go on."""
-        if self._store.writes or time.monotonic() - self._looked < REFRESH_S or not self._changing.acquire(blocking=False):
+        if self._store.writes or time.monotonic() - self._looked < REFRESH_S:
+            return
+        if not self._changing.acquire(blocking=False):
             return
         try:
             self._looked = time.monotonic()

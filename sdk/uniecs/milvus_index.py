@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -87,6 +87,18 @@ class MilvusIndex:
             connection.close()
             raise
         return cls(connection, manifest)
+
+    @classmethod
+    def ensure(cls, url: str, model_id: str, embed_dim: int, bundle: BundleReference, config: IndexConfig) -> Self:
+        """`open` for a collection that is there, `create` otherwise; the graphs are Milvus's, in float32."""
+        connection = connect(Address.parse(url))
+        try:
+            there = connection.call("has_collection")
+        finally:
+            connection.close()
+        if there:
+            return cls.open(url, model_id)
+        return cls.create(url, model_id, embed_dim, bundle, replace(config, storage="float32"))
 
     @classmethod
     def open(cls, url: str, model_id: str | None = None) -> Self:
@@ -244,8 +256,8 @@ class MilvusIndex:
             keys.update(key for row in rows for key in row["attributes"])
             shapes.update(row["shape"] for row in rows)
 
-    def explain(self, view: str, k: int, where: Filter | None) -> dict[str, Any]:
-        """How a search would be answered: the expression, and the breadth of the graph search."""
+    def explain(self, view: str, query: Vectors, k: int, where: Filter | None) -> dict[str, Any]:
+        """How a search is answered, whatever the query: the expression, and the breadth of the graph search."""
         return {
             "index": "milvus",
             "collection": self._connection.address.url,

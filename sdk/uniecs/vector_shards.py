@@ -25,11 +25,10 @@ from uniecs.catalog import Product, Rejected, read_catalog, read_row_groups
 from uniecs.durable import sync
 from uniecs.errors import CatalogError, ConfigError, InputError, MissingExtraError, ModelMismatchError, UniecsError
 from uniecs.index import Vectors
+from uniecs.index_folder import VIEW_INPUTS
 
 MANIFEST, REJECTED, FOOTER = "manifest.json", "rejected", b"uniecs.shard"
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-# What a view embeds: (text, image).
-VIEW_INPUTS = {"multimodal": (True, True), "image": (False, True), "text": (True, False)}
 SHARD_ROWS = 50_000
 ROW_GROUP = 8192
 EDGE_BYTES = 65_536
