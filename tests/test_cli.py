@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniecs import __version__, cli, doctor
+from uniecs import __version__, cli, cli_io, cli_search, doctor
 from uniecs.encoder import EncodeResult
 from uniecs.errors import InputError, ParityError, UniecsError
 
@@ -134,7 +134,7 @@ def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture
     ],
 )
 def test_where_conditions(text: str, expected: tuple[str, Any]) -> None:
-    key, value = cli.parse_condition(text)
+    key, value = cli_search.parse_condition(text)
     assert (key, value) == expected
     assert type(value) is type(expected[1])
 
@@ -142,7 +142,7 @@ def test_where_conditions(text: str, expected: tuple[str, Any]) -> None:
 @pytest.mark.parametrize("text", ["", "=", "key", "key=", "=value"])
 def test_where_refuses_half_conditions(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match="expected key=value"):
-        cli.parse_condition(text)
+        cli_search.parse_condition(text)
 
 
 def test_index_reports_rejected_rows_and_goes_on(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +170,7 @@ def test_index_of_nothing_fails(shop: Path, capsys: pytest.CaptureFixture[str]) 
     assert run("index", shop / "empty.csv", "--out", shop / "empty.uniecs") == 1
     err = capsys.readouterr().err.splitlines()
     assert not (shop / "empty.uniecs").exists()
-    assert len(err) == cli.SHOWN_REJECTIONS + 1
+    assert len(err) == cli_io.SHOWN_REJECTIONS + 1
     assert err[-1] == "and 10 more rejected rows"
 
 

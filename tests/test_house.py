@@ -36,10 +36,13 @@ MODULES = {
     "uniecs.catalog": "contract",
     "uniecs.filters": "contract",
     "uniecs.bundle": "contract",
+    "uniecs._core": "contract",  # compiled, from sdk/cpp
     "uniecs.int8_recipe": "contract",
     "uniecs.backends": "serve",
     "uniecs.encoder": "serve",
     "uniecs.index": "serve",
+    "uniecs.local_index": "serve",
+    "uniecs.filter_sets": "serve",
     "uniecs.engine": "serve",
     "uniecs.query_cache": "serve",
     "uniecs.index_folder": "serve",
@@ -59,6 +62,9 @@ MODULES = {
     "uniecs.evaluation": "evaluation",
     "uniecs.benchmark_sets": "evaluation",
     "uniecs.cli": "command",
+    "uniecs.cli_io": "command",
+    "uniecs.cli_models": "command",
+    "uniecs.cli_search": "command",
     "uniecs.demo": "command",
     "uniecs.doctor": "command",
     "uniecs.contact_sheet": "command",
@@ -163,7 +169,7 @@ def breaches(module: str, source: str) -> list[str]:
             found.append(f"{module}: {target} outside the trainer and the exporter")
         elif top == "uniecs" and room(target) != home and ROOMS.get(room(target), 5) >= ROOMS.get(home, -1):
             found.append(f"{module} ({home}) -> {target} ({room(target)})")
-        elif target == "uniecs.cli" or (target == "uniecs.demo" and module != "uniecs.cli"):
+        elif target == "uniecs.cli" or (target == "uniecs.demo" and module != "uniecs.cli_search"):
             found.append(f"{module}: {target} is imported by nobody")
     return found
 
