@@ -1,0 +1,77 @@
+"""SearchEngine over Milvus (milvus-lite) is the SearchEngine over a folder: the same calls, the same answers."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from uniecs import cli
+from uniecs.catalog import Product
+from uniecs.encoder import Encoder
+from uniecs.engine import SearchEngine
+from uniecs.errors import FilterError, IndexFileError, InputError, ModelMismatchError
+
+FAKES = runpy.run_path(str(Path(__file__).with_name("fake_encoder.py")))
+fake: Callable[..., Encoder] = FAKES["fake"]
+filled: Callable[..., SearchEngine] = FAKES["filled"]
+shop, ids, picture = FAKES["shop"], FAKES["ids"], FAKES["picture"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed (the milvus extra)")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed (the milvus extra, not on Windows)")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"milvus-lite://{tmp_path}/shop.db/products"
+
+
+def test_the_same_answers_as_a_folder(url: str, tmp_path: Path) -> None:
+    folder = filled(tmp_path / "i", ("multimodal", "image"))
+    with SearchEngine.create(url, fake(), views=("multimodal", "image")) as engine:
+        assert engine.add(shop()).added == 5
+        for each in (folder, engine):
+            each.update([Product("3", "blue shoe", picture("blue"), {"gender": "Women", "price": 5})])
+            each.delete(["2"])
+            assert each.add([Product("1", "again")]).added == 0
+        for options in (
+            {"text": "red shirt"},
+            {"image": picture("blue"), "view": "image"},
+            {"text": "shoe", "where": {"gender": ["Women", "Men"], "price": (None, 30)}},
+            {"text": "x", "where": {"$not": {"gender": "Women"}}, "k": 2},
+        ):
+            expected, found = folder.search(**options), engine.search(**options)
+            scores = [hit.score for hit in found]
+            assert scores == pytest.approx([hit.score for hit in expected], abs=1e-5)
+            by_id = {hit.id: hit.product for hit in expected}  # equal scores may come in another order
+            assert {hit.id: hit.product for hit in found} == by_id
+        assert ids(engine.similar("1")) == ids(folder.similar("1"))
+        assert engine.explain(text="x", where={"price": 5})["index"] == "milvus"
+        assert engine.stats()["products"] == len(engine) == 4
+        with pytest.raises(FilterError, match="unknown key 'colr'"):
+            engine.search(text="x", where={"colr": "red"})
+    with pytest.raises(ModelMismatchError):
+        SearchEngine.open(url, fake("other"))
+    with SearchEngine.open(url, fake()) as again:
+        assert len(again) == 4 and ids(again.search(text="blue shoe", k=1)) == ["3"]
+    with pytest.raises(InputError, match="closed"):
+        again.search(text="x")
+    with pytest.raises(IndexFileError, match="already exists"):
+        SearchEngine.create(url, fake())
+
+
+def test_copy_command(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(tmp_path / "i").close()
+    assert cli.main(["copy", str(tmp_path / "i"), url]) == 0
+    assert "5 products copied, 0 were there already" in capsys.readouterr().out
+    assert cli.main(["copy", str(tmp_path / "i"), url, "--json"]) == 0
+    assert '"unchanged": 5' in capsys.readouterr().out
+    with SearchEngine.open(url, fake()) as engine:
+        assert ids(engine.search(text="red shoe", k=1)) == ["3"]
+    assert cli.main(["copy", str(tmp_path / "none"), url]) == 1
+    assert "not an index" in capsys.readouterr().err
