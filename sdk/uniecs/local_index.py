@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -249,7 +250,8 @@ class LocalIndex:
         for _ in range(ATTEMPTS):
             version = self._filters.version
             rows, scores, _ = self._nearest(view, queries, k, where)
-            wanted = np.unique(rows[rows > 0]).tolist()
+            lines = rows.tolist()
+            wanted = set(itertools.chain.from_iterable(lines)) - {0}
             products = self._store.products(wanted)
             if len(products) == len(wanted) and (where is None or version == self._filters.version):
                 break
@@ -259,7 +261,7 @@ class LocalIndex:
                     self.refresh()
         return [
             [(products[row], score) for row, score in zip(*line, strict=True) if row in products]
-            for line in zip(rows.tolist(), scores.tolist(), strict=True)
+            for line in zip(lines, scores.tolist(), strict=True)
         ]
 
     def explain(self, view: str, query: Vectors, k: int, where: Filter | None) -> dict[str, Any]:
