@@ -126,18 +126,20 @@ void Graph::Impl::insert(Node node) {
     Lent s(*this);
     s->query.set_stored(nodes.vector(node), nodes.header(node).scale);
     const unsigned top = std::min(layers, entry_layers());
-    Node start = descend(*s, entry.load(std::memory_order_acquire), top);
+    std::vector<Near> entries = starts(*s, entry.load(std::memory_order_acquire), top);
     std::vector<std::vector<Node>> chosen(top + 1);
     std::vector<Near> candidates;
     for (unsigned layer = top + 1; layer-- > 0;) {
-        search_layer(*s, {score(*s, start), start}, config.ef_construction, layer);
+        search_layer(*s, {entries.data(), entries.size()}, config.ef_construction, layer);
         candidates.clear();
         for (const Near& each : s->beam.nodes())
             if (each.node != node && nodes.linked_for_good(each.node)) candidates.push_back(each);
         if (candidates.empty())  // all are removed ones: they still lead on
             for (const Near& each : s->beam.nodes())
                 if (each.node != node) candidates.push_back(each);
-        start = s->beam.nodes().front().node;
+        entries.assign(
+            s->beam.nodes().begin(),
+            s->beam.nodes().begin() + static_cast<std::ptrdiff_t>(std::min(STARTS, s->beam.nodes().size())));
         select(*s, candidates, config.M, chosen[layer]);
         set_links(node, layer, chosen[layer]);
     }

@@ -1,6 +1,7 @@
 // What a Graph consists of; its parts are in build.cpp, search.cpp, repair.cpp and snapshot.cpp.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <unordered_map>
 
@@ -9,6 +10,9 @@
 #include "row_words.hpp"
 
 namespace uniecs {
+
+// Nodes of a layer that a search of the layer below starts from.
+constexpr std::size_t STARTS = 8;
 
 // A node and its inner product with the query; nearer is higher.
 struct Near {
@@ -93,7 +97,8 @@ class Graph::Impl {
     void exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
                std::vector<Near>& found) const;
     Node descend(Scratch& s, std::uint64_t entry, unsigned to_layer) const;
-    void search_layer(Scratch& s, Near entry, std::size_t ef, unsigned layer) const;
+    void search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer) const;
+    std::vector<Near> starts(Scratch& s, std::uint64_t entry, unsigned layer) const;
     void gather(Scratch& s, Node node, unsigned layer) const;
     void score_batch(Scratch& s) const;
     float score(const Scratch& s, Node node) const {

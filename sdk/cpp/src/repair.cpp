@@ -67,8 +67,8 @@ void Graph::Impl::repair_node(Scratch& s, Node node) {
         const bool bereft =
             layer > 0 || static_cast<double>(lost) > SEARCH_SHARE * static_cast<double>(links.size());
         if (bereft && entry_node() != node && layer <= entry_layers()) {
-            const Node start = descend(s, entry.load(), layer);
-            search_layer(s, {score(s, start), start}, config.ef_construction, layer);
+            const std::vector<Near> entries = starts(s, entry.load(), layer);
+            search_layer(s, {entries.data(), entries.size()}, config.ef_construction, layer);
             for (const Near& each : s.beam.nodes())
                 if (each.node != node && nodes.linked_for_good(each.node)) near.insert(each.node);
         }

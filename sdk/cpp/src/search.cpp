@@ -140,20 +140,32 @@ Node Graph::Impl::descend(Scratch& s, std::uint64_t start, unsigned to_layer) co
 }
 
 // Algorithm 2 in one layer; the beam holds the result.
-void Graph::Impl::search_layer(Scratch& s, Near entry, std::size_t ef, unsigned layer) const {
+void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer) const {
     s.forget();
     s.beam.start(ef);
-    s.visit(entry.node);
-    s.beam.add(entry.score, entry.node);
+    for (const Near& entry : entries) {
+        s.visit(entry.node);
+        s.beam.add(entry.score, entry.node);
+    }
     for (Node node; (node = s.beam.next()) != NO_NODE;) {
         gather(s, node, layer);
         score_batch(s);
     }
 }
 
+// Where to start in a layer: what a narrow beam finds in the layer above. Where a catalogue falls into
+// clusters, a single start may lie in the wrong one.
+std::vector<Near> Graph::Impl::starts(Scratch& s, std::uint64_t from, unsigned layer) const {
+    const Node start = descend(s, from, std::min(layer + 1, static_cast<unsigned>(from >> 32)));
+    const Near nearest{score(s, start), start};
+    if (from >> 32 <= layer) return {nearest};
+    search_layer(s, {&nearest, 1}, STARTS, layer + 1);
+    return s.beam.nodes();
+}
+
 void Graph::Impl::search_graph(Scratch& s, std::uint64_t from, std::size_t ef) const {
-    const Node start = descend(s, from, 0);
-    search_layer(s, {score(s, start), start}, ef, 0);
+    const std::vector<Near> entries = starts(s, from, 0);
+    search_layer(s, {entries.data(), entries.size()}, ef, 0);
 }
 
 // Only nodes that pass are compared; those that do not lend their neighbours instead. The start is in the
@@ -166,13 +178,17 @@ void Graph::Impl::search_graph(Scratch& s, std::uint64_t from, std::size_t ef) c
 template <typename Passes>
 void Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& plan, double share,
                                   Passes passes) const {
-    const Node start = descend(s, from, 0);
+    s.seeds = starts(s, from, 0);
     s.forget();
-    s.seeds.clear();
     s.beam.start(SCOUTS);
-    s.visit(start);
-    s.beam.add(score(s, start), start);
-    s.seeds.push_back(s.beam.nodes().front());
+    for (const Near& each : s.seeds) {
+        s.visit(each.node);
+        s.beam.add(each.score, each.node);
+    }
+    const Near first = s.seeds.front();
+    s.seeds.erase(
+        std::remove_if(s.seeds.begin(), s.seeds.end(), [&](const Near& each) { return !passes(each.node); }),
+        s.seeds.end());
     for (Node node; (node = s.beam.next()) != NO_NODE;) {
         gather(s, node, 0);
         s.order = s.batch;
@@ -184,6 +200,7 @@ void Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& pl
     for (const Near& each : s.beam.nodes()) passing += passes(each.node);
     const bool here =
         static_cast<double>(passing) >= 0.25 * share * static_cast<double>(s.beam.nodes().size());
+    if (s.seeds.empty()) s.seeds.push_back(first);
     s.forget();
     s.beam.start(here ? plan.narrow_ef : plan.ef);
     for (const Near& each : s.seeds) {
