@@ -1,0 +1,181 @@
+#include "bundle.hpp"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
+
+#include "../src/json.hpp"
+#include "../src/sha256.hpp"
+#include "uniecs/errors.hpp"
+
+namespace uniecs {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t FORMAT_VERSION = 1;
+constexpr std::uintmax_t MAX_MANIFEST_BYTES = 16'000'000;
+constexpr const char* MANIFEST = "manifest.json";
+constexpr const char* TOKENIZER = "tokenizer.json";
+constexpr const char* GRAPHS[] = {"image_encoder", "text_encoder", "fusion"};
+// How an ONNX graph says where weights outside of it are.
+const std::string EXTERNAL_DATA = "\n\x08location\x12";
+
+// A file name of letters, digits, dot, dash and underscore: none leads out of the folder.
+std::string plain(const std::string& name) {
+    const bool good = !name.empty() && std::isalnum(static_cast<unsigned char>(name[0])) && name.size() <= 100 &&
+                      std::all_of(name.begin(), name.end(), [](unsigned char c) {
+                          return std::isalnum(c) || c == '.' || c == '-' || c == '_';
+                      });
+    if (!good)
+        throw BundleError("the manifest names '" + name.substr(0, 200) + "'; expected a plain file name inside the folder");
+    return name;
+}
+
+std::string read(const fs::path& path) {
+    std::error_code failed;
+    if (fs::symlink_status(path, failed).type() != fs::file_type::regular)
+        throw BundleError(path.filename().string() + " is missing, or a link or no regular file");
+    std::ifstream file(path, std::ios::binary);
+    std::string data{std::istreambuf_iterator<char>(file), {}};
+    if (!file) throw BundleError(path.string() + " cannot be read");
+    return data;
+}
+
+std::string sha256(const std::string& data) {
+    Sha256 digest;
+    digest.update(data.data(), data.size());
+    return digest.hexadecimal();
+}
+
+// As Python's repr: the shortest digits that give the number back.
+std::string number(double value) {
+    char text[32];
+    for (int digits = 1; digits <= 17; ++digits) {
+        std::snprintf(text, sizeof text, "%.*g", digits, value);
+        if (std::strtod(text, nullptr) == value) break;
+    }
+    std::string found = text;
+    return found.find_first_of(".e") == std::string::npos ? found + ".0" : found;
+}
+
+std::string array(const double* values) {
+    return "[" + number(values[0]) + "," + number(values[1]) + "," + number(values[2]) + "]";
+}
+
+class Reader {
+  public:
+    explicit Reader(const fs::path& folder)
+        : folder_(folder), text_(manifest_text(folder)), value_(json::parse(text_)), manifest_(value_.object()) {}
+
+    Bundle open() {
+        const json::Value* format = manifest_.find("format");
+        if (!format || !format->get_if<std::string>() || format->string() != "uniecs-bundle")
+            throw BundleError("its manifest is not a bundle's: \"format\" must be 'uniecs-bundle'");
+        const std::int64_t version = manifest_.at("format_version").integer();
+        if (version > FORMAT_VERSION)
+            throw BundleError("format_version " + std::to_string(version) + " is newer than " +
+                              std::to_string(FORMAT_VERSION) + ": upgrade uniecs");
+        if (version < 1) throw BundleError("format_version is " + std::to_string(version));
+        Bundle bundle;
+        bundle.folder = folder_.string();
+        const json::Object& p = manifest_.at("preprocessing").object();
+        bundle.preprocessing.height_px = side(p, "height_px");
+        bundle.preprocessing.width_px = side(p, "width_px");
+        bundle.max_tokens = static_cast<std::size_t>(side(p, "max_tokens"));
+        three(p.at("mean").array(), bundle.preprocessing.mean);
+        three(p.at("std").array(), bundle.preprocessing.std);
+        bundle.graphs.embed_dim = static_cast<std::size_t>(side(manifest_, "embed_dim"));
+        std::set<std::string> parts{TOKENIZER};
+        std::string* paths[] = {&bundle.graphs.image_encoder, &bundle.graphs.text_encoder, &bundle.graphs.fusion};
+        for (std::size_t i = 0; i < 3; ++i) {
+            const std::string name =
+                plain(manifest_.at("graphs").object().at(GRAPHS[i]).object().at("file").string());
+            parts.insert(name);
+            *paths[i] = (folder_ / name).string();
+        }
+        check_files(parts);
+        bundle.tokenizer_json = std::move(tokenizer_json_);
+        bundle.model_id = manifest_.at("model_id").string();
+        const std::string expected = model_id(parts, bundle);
+        if (bundle.model_id != expected)
+            throw BundleError("model_id is '" + bundle.model_id + "' but its parts give '" + expected +
+                              "': it was altered");
+        return bundle;
+    }
+
+  private:
+    static std::string manifest_text(const fs::path& folder) {
+        std::error_code failed;
+        const std::uintmax_t bytes = fs::file_size(folder / MANIFEST, failed);
+        if (failed) throw BundleError(std::string("it has no ") + MANIFEST);
+        if (bytes > MAX_MANIFEST_BYTES) throw BundleError(std::string(MANIFEST) + " is too large");
+        return read(folder / MANIFEST);
+    }
+
+    static int side(const json::Object& object, const char* name) {
+        const std::int64_t found = object.at(name).integer();
+        if (found < 1 || found > 65536) throw BundleError(std::string(name) + " is " + std::to_string(found));
+        return static_cast<int>(found);
+    }
+
+    static void three(const json::Array& values, std::array<double, 3>& out) {
+        if (values.size() != 3) throw BundleError("mean and std need three values each");
+        for (std::size_t i = 0; i < 3; ++i) out[i] = values[i].number();
+    }
+
+    // Size and SHA-256 of every file of the manifest; graphs keep their weights inside.
+    void check_files(const std::set<std::string>& parts) {
+        const json::Object& files = manifest_.at("files").object();
+        for (const std::string& name : parts)
+            if (!files.find(name)) throw BundleError(name + " is not among the manifest's files");
+        for (const auto& [name, record] : files) {
+            std::string data = read(folder_ / plain(name));
+            const std::string expected = record.object().at("sha256").string();
+            if (static_cast<std::int64_t>(data.size()) != record.object().at("bytes").integer())
+                throw BundleError(name + " has " + std::to_string(data.size()) + " bytes: it is cut off or altered");
+            if (sha256(data) != expected) throw BundleError(name + " is damaged: its sha256 is not the recorded one");
+            if (parts.count(name) && name != TOKENIZER && data.find(EXTERNAL_DATA) != std::string::npos)
+                throw BundleError(name + " keeps weights in another file; export it with the weights inside");
+            if (name == TOKENIZER) tokenizer_json_ = std::move(data);
+        }
+    }
+
+    // The name and a digest of the graphs, the tokenizer and the preprocessing (docs/bundle-format.md).
+    std::string model_id(const std::set<std::string>& parts, const Bundle& bundle) const {
+        const json::Object& files = manifest_.at("files").object();
+        std::string identity = "{\"files\":{";
+        for (const std::string& name : parts)
+            identity += (name == *parts.begin() ? "" : ",") + json::quoted_ascii(name) + ":" +
+                        json::quoted_ascii(files.at(name).object().at("sha256").string());
+        const ImagePreprocessing& p = bundle.preprocessing;
+        identity += "},\"preprocessing\":{\"height_px\":" + std::to_string(p.height_px) + ",\"max_tokens\":" +
+                    std::to_string(bundle.max_tokens) + ",\"mean\":" + array(p.mean.data()) + ",\"std\":" +
+                    array(p.std.data()) + ",\"width_px\":" + std::to_string(p.width_px) + "}}";
+        return manifest_.at("name").string() + "-" + sha256(identity).substr(0, 16);
+    }
+
+    fs::path folder_;
+    std::string text_, tokenizer_json_;
+    json::Value value_;
+    const json::Object& manifest_;
+};
+
+}  // namespace
+
+Bundle open_bundle(const std::string& folder) {
+    try {
+        return Reader(folder).open();
+    } catch (const BundleError& error) {
+        throw BundleError("bundle " + folder + ": " + error.what());
+    } catch (const json::Error& error) {
+        throw BundleError("bundle " + folder + ": " + MANIFEST + " is not valid: " + error.what());
+    }
+}
+
+}  // namespace uniecs

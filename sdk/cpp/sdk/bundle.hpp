@@ -1,0 +1,22 @@
+// A bundle folder (docs/bundle-format.md), verified.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "../src/resize.hpp"
+#include "backend.hpp"
+
+namespace uniecs {
+
+struct Bundle {
+    std::string folder, model_id, tokenizer_json;
+    ImagePreprocessing preprocessing;
+    std::size_t max_tokens = 0;
+    Graphs graphs;
+};
+
+// Throws BundleError for a folder that is missing, cut off, altered or of a newer format.
+Bundle open_bundle(const std::string& folder);
+
+}  // namespace uniecs

@@ -1,0 +1,160 @@
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <openvino/openvino.hpp>
+#include <vector>
+
+#include "backend.hpp"
+#include "uniecs/errors.hpp"
+
+namespace uniecs {
+namespace {
+
+// Idle infer requests kept for each graph.
+constexpr std::size_t MAX_IDLE = 4;
+// Kernels kept for each graph, about four for each shape of input; OpenVINO's 5000 take gigabytes.
+constexpr const char* MAX_PREPARED = "256";
+
+// One graph: compiled on first use, run by as many threads at once as call it.
+class CompiledGraph {
+  public:
+    CompiledGraph(ov::Core& core, std::string path, ov::AnyMap config)
+        : core_(core), path_(std::move(path)), config_(std::move(config)) {}
+
+    // Calls use(request) with a request of its own, and keeps the request for the next call.
+    template <typename Use>
+    void run(Use use) {
+        ov::InferRequest request = take();
+        use(request);
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (idle_.size() < MAX_IDLE) idle_.push_back(std::move(request));
+    }
+
+  private:
+    ov::InferRequest take() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (!compiled_) compiled_ = core_.compile_model(core_.read_model(path_), "CPU", config_);
+        if (idle_.empty()) {
+            lock.unlock();
+            return compiled_.create_infer_request();
+        }
+        ov::InferRequest request = std::move(idle_.back());
+        idle_.pop_back();
+        return request;
+    }
+
+    ov::Core& core_;
+    std::string path_;
+    ov::AnyMap config_;
+    std::mutex mutex_;
+    ov::CompiledModel compiled_;
+    std::vector<ov::InferRequest> idle_;
+};
+
+ov::AnyMap configuration(ov::Core& core, const std::string& precision, unsigned threads) {
+    const auto able = core.get_property("CPU", ov::device::capabilities);
+    if (precision != "fp32" && precision != "bf16")
+        throw BackendError("precision is '" + precision + "'; the openvino backend runs in fp32 or bf16");
+    if (precision == "bf16" && std::find(able.begin(), able.end(), "BF16") == able.end())
+        throw BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision fp32");
+    ov::AnyMap config{{"PERFORMANCE_HINT", "LATENCY"},
+                      {"INFERENCE_PRECISION_HINT", precision == "bf16" ? "bf16" : "f32"},
+                      {"ENABLE_CPU_PINNING", false},
+                      {"CPU_RUNTIME_CACHE_CAPACITY", MAX_PREPARED}};
+    if (threads) config["INFERENCE_NUM_THREADS"] = static_cast<int>(threads);
+    return config;
+}
+
+// OpenVINO takes inputs by mutable pointers, and does not write them.
+template <typename T>
+ov::Tensor view(const T* data, const ov::Shape& shape) {
+    return ov::Tensor(ov::element::from<T>(), shape, const_cast<T*>(data));
+}
+
+class OpenVinoBackend : public Backend {
+  public:
+    OpenVinoBackend(const Graphs& graphs, const std::string& precision, unsigned threads)
+        : embed_dim_(graphs.embed_dim),
+          config_(configuration(core_, precision, threads)),
+          image_encoder_(core_, graphs.image_encoder, config_),
+          text_encoder_(core_, graphs.text_encoder, config_),
+          fusion_(core_, graphs.fusion, config_) {}
+
+    void embed(const Batch& batch, float* out) override {
+        try {
+            embed_batch(batch, out);
+        } catch (const Error&) {
+            throw;
+        } catch (const std::exception& error) {
+            throw BackendError(std::string("openvino failed: ") + error.what());
+        }
+    }
+
+  private:
+    // An absent side is one zero token, which equals any number of them, and its graph does not run.
+    void embed_batch(const Batch& batch, float* out) {
+        const std::vector<float> absent(batch.size * embed_dim_);
+        const std::vector<std::int64_t> one(batch.size, 1);
+        ov::Tensor image_tokens = view(absent.data(), {batch.size, 1, embed_dim_}),
+                   text_tokens = image_tokens;
+        ov::Tensor text_mask = view(one.data(), {batch.size, 1});
+        std::vector<float> images, texts;  // copies: another call may take the request that made them
+        if (batch.pixel_values)
+            image_encoder_.run([&](ov::InferRequest& request) {
+                request.set_tensor("pixel_values",
+                                   view(batch.pixel_values, {batch.size, 3, batch.height, batch.width}));
+                request.infer();
+                image_tokens = copied(request.get_output_tensor(), images);
+            });
+        if (batch.input_ids) {
+            text_mask = view(batch.attention_mask, {batch.size, batch.tokens});
+            text_encoder_.run([&](ov::InferRequest& request) {
+                request.set_tensor("input_ids", view(batch.input_ids, {batch.size, batch.tokens}));
+                request.set_tensor("attention_mask", text_mask);
+                request.infer();
+                text_tokens = copied(request.get_output_tensor(), texts);
+            });
+        }
+        std::vector<float> indicator;
+        for (std::size_t row = 0; row < batch.size; ++row) {
+            indicator.push_back(batch.pixel_values ? 1.0f : 0.0f);
+            indicator.push_back(batch.input_ids ? 1.0f : 0.0f);
+        }
+        fusion_.run([&](ov::InferRequest& request) {
+            request.set_tensor("image_tokens", image_tokens);
+            request.set_tensor("text_tokens", text_tokens);
+            request.set_tensor("text_mask", text_mask);
+            request.set_tensor("modality_indicator", view(indicator.data(), {batch.size, 2}));
+            request.infer();
+            const ov::Tensor embedding = request.get_output_tensor();
+            if (embedding.get_shape() != ov::Shape{batch.size, embed_dim_})
+                throw BackendError("the fusion graph gave another shape than (batch, embed_dim)");
+            std::memcpy(out, embedding.data<float>(), batch.size * embed_dim_ * sizeof(float));
+        });
+    }
+
+    static ov::Tensor copied(const ov::Tensor& tensor, std::vector<float>& kept) {
+        kept.assign(tensor.data<float>(), tensor.data<float>() + tensor.get_size());
+        return view(kept.data(), tensor.get_shape());
+    }
+
+    ov::Core core_;
+    std::size_t embed_dim_;
+    ov::AnyMap config_;
+    CompiledGraph image_encoder_, text_encoder_, fusion_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> openvino_backend(const Graphs& graphs, const std::string& precision,
+                                          unsigned threads) {
+    try {
+        return std::make_unique<OpenVinoBackend>(graphs, precision, threads);
+    } catch (const Error&) {
+        throw;
+    } catch (const std::exception& error) {
+        throw BackendError(std::string("OpenVINO cannot be used: ") + error.what());
+    }
+}
+
+}  // namespace uniecs

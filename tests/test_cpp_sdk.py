@@ -1,0 +1,210 @@
+"""The C++ SDK through its C interface: the embeddings are Python's, and errors are statuses with messages."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import io
+import shutil
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+import uniecs
+from uniecs.bundle import open_bundle, packaged_bundle
+
+SOURCE = Path(__file__).parents[1] / "sdk" / "cpp"
+OK, INPUT, IMAGE, TEXT, BUNDLE, BACKEND = 0, 1, 2, 3, 5, 8
+Pair = tuple[str | None, bytes | None]
+
+
+class Item(ctypes.Structure):
+    _fields_ = (
+        ("text", ctypes.c_char_p),
+        ("image_path", ctypes.c_char_p),
+        ("image_data", ctypes.c_char_p),
+        ("image_bytes", ctypes.c_size_t),
+    )
+
+
+class Sdk:
+    """The shared library, as a program in another language sees it."""
+
+    def __init__(self, library: Path) -> None:
+        self.c = ctypes.CDLL(str(library))
+        self.c.uniecs_error_message.restype = ctypes.c_char_p
+        self.c.uniecs_encoder_embed_dim.restype = ctypes.c_size_t
+        self.c.uniecs_encoder_model_id.restype = ctypes.c_char_p
+        for name in ("embed_dim", "model_id", "free"):
+            getattr(self.c, f"uniecs_encoder_{name}").argtypes = [ctypes.c_void_p]
+
+    def load(self, bundle: Path, precision: bytes = b"fp32", threads: int = 1) -> ctypes.c_void_p:
+        encoder = ctypes.c_void_p()
+        status = self.c.uniecs_encoder_load(str(bundle).encode(), precision, threads, ctypes.byref(encoder))
+        assert status == OK, self.message()
+        return encoder
+
+    def encode(self, encoder: ctypes.c_void_p, pairs: Sequence[Pair]) -> tuple[int, npt.NDArray[np.float32]]:
+        items = (Item * len(pairs))(
+            *(
+                Item(None if text is None else text.encode(), None, image, 0 if image is None else len(image))
+                for text, image in pairs
+            )
+        )
+        out = np.zeros((len(pairs), self.c.uniecs_encoder_embed_dim(encoder)), np.float32)
+        return self.c.uniecs_encoder_encode(encoder, items, ctypes.c_size_t(len(pairs)), out.ctypes), out
+
+    def message(self) -> str:
+        return str(self.c.uniecs_error_message().decode())
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SDK built as docs/cpp.md says, with OpenVINO from its wheel."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("cmake is not installed")
+    found = importlib.util.find_spec("openvino")
+    assert found is not None and found.origin is not None
+    folder = tmp_path_factory.mktemp("sdk")
+    configure = [cmake, "-S", str(SOURCE), "-B", str(folder), "-DUNIECS_SDK=ON", "-DBUILD_TESTING=OFF"]
+    configure.append(f"-DCMAKE_PREFIX_PATH={Path(found.origin).parent / 'cmake'}")
+    done = subprocess.run(configure, capture_output=True, text=True, check=False)
+    if "UNIECS_SDK needs" in done.stderr:
+        pytest.skip("the image libraries are not installed: see CONTRIBUTING.md")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run([cmake, "--build", str(folder), "--parallel", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdk(build: Path) -> Sdk:
+    return Sdk(build / "libuniecs.so")
+
+
+def photo(seed: int, size: tuple[int, int], kind: str) -> bytes:
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    small.resize(size, Image.Resampling.BICUBIC).save(file, kind)
+    return file.getvalue()
+
+
+def pairs() -> list[Pair]:
+    """Texts, photos and both, of many lengths and kinds."""
+    texts = ["red kurta", "Blue cotton shirt for men, slim fit", "x", "连衣裙 夏季", "Café ÉTÉ 👗", "word " * 100]
+    photos = [
+        photo(0, (300, 400), "JPEG"),
+        photo(1, (1500, 2000), "JPEG"),
+        photo(2, (60, 80), "PNG"),
+        photo(3, (400, 50), "WEBP"),
+    ]
+    both: list[Pair] = [(text, image) for text, image in zip(texts, photos, strict=False)]
+    return [(text, None) for text in texts] + [(None, image) for image in photos] + both
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bundle", ["mini", "tiny"])
+def test_embeddings_are_pythons(sdk: Sdk, bundle: str, request: pytest.FixtureRequest) -> None:
+    folder = packaged_bundle("mini") if bundle == "mini" else request.getfixturevalue("tiny_bundle")
+    encoder = sdk.load(folder)
+    python = uniecs.load(folder, threads=1)
+    assert sdk.c.uniecs_encoder_model_id(encoder).decode() == python.model_id
+    items = pairs()
+    status, found = sdk.encode(encoder, items)
+    assert status == OK, sdk.message()
+    expected = python.encode([text for text, _ in items], [image for _, image in items])
+    cosine = (found * expected).sum(1)
+    assert cosine.min() >= 1 - 1e-6
+    assert (found[1:] * expected[:-1]).sum(1).max() < 1 - 1e-3  # other items are not as near
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    sdk.c.uniecs_encoder_free(encoder)
+
+
+@pytest.mark.timeout(600)
+def test_golden_texts(sdk: Sdk) -> None:
+    folder = packaged_bundle("mini")
+    bundle = open_bundle(folder)
+    golden, texts = bundle.golden(), bundle.manifest["golden"]["texts"]
+    rows = np.flatnonzero((golden["modality_indicator"] == (0, 1)).all(1))
+    encoder = sdk.load(folder)
+    status, found = sdk.encode(encoder, [(texts[row], None) for row in rows])
+    assert status == OK, sdk.message()
+    assert (found * golden["embedding"][rows]).sum(1).min() >= 1 - 1e-6
+    sdk.c.uniecs_encoder_free(encoder)
+
+
+@pytest.mark.timeout(600)
+def test_many_threads_share_an_encoder(sdk: Sdk, tiny_bundle: Path) -> None:
+    encoder = sdk.load(tiny_bundle)
+    items = pairs()
+    expected = sdk.encode(encoder, items)[1]
+    wrong: list[Any] = []
+
+    def run(place: int) -> None:
+        for _ in range(20):
+            status, found = sdk.encode(encoder, items[place : place + 1])
+            if status != OK or (found[0] * expected[place]).sum() < 1 - 1e-5:
+                wrong.append((place, status))
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+    sdk.c.uniecs_encoder_free(encoder)
+
+
+@pytest.mark.timeout(600)
+def test_errors_are_statuses_with_messages(sdk: Sdk, tiny_bundle: Path, tmp_path: Path) -> None:
+    encoder = sdk.load(tiny_bundle)
+    for item, status, message in (
+        ((None, None), INPUT, "item 1: the item has neither text nor image"),
+        (("", None), TEXT, "item 1: "),
+        ((None, b"no image"), IMAGE, "item 1: "),
+        (("good", photo(0, (30, 40), "JPEG")[:100]), IMAGE, "item 1: "),
+    ):
+        assert sdk.encode(encoder, [("good", None), item])[0] == status, item
+        assert message in sdk.message()
+    missing = (Item * 1)(Item(None, str(tmp_path / "none.jpg").encode(), None, 0))
+    out = np.zeros(sdk.c.uniecs_encoder_embed_dim(encoder), np.float32)
+    assert sdk.c.uniecs_encoder_encode(encoder, missing, ctypes.c_size_t(1), out.ctypes) == IMAGE
+    assert "none.jpg" in sdk.message()
+    assert sdk.c.uniecs_encoder_encode(None, missing, ctypes.c_size_t(1), out.ctypes) == INPUT
+    sdk.c.uniecs_encoder_free(encoder)
+    sdk.c.uniecs_encoder_free(None)
+
+    def refused(folder: Path, precision: bytes = b"fp32") -> int:
+        made = ctypes.c_void_p()
+        status = sdk.c.uniecs_encoder_load(str(folder).encode(), precision, 1, ctypes.byref(made))
+        assert made.value is None and sdk.message()
+        return int(status)
+
+    assert refused(tmp_path / "none") == BUNDLE
+    assert refused(tiny_bundle, b"fp64") == BACKEND
+    for name in ("manifest.json", "tokenizer.json", "fusion.onnx"):
+        copy = tmp_path / name.partition(".")[0]
+        shutil.copytree(tiny_bundle, copy)
+        data = bytearray((copy / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (copy / name).write_bytes(data[: len(data) // 2] if name == "manifest.json" else data)
+        assert refused(copy) == BUNDLE
+
+
+@pytest.mark.timeout(600)
+def test_the_example_runs(build: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(photo(0, (300, 400), "JPEG"))
+    command = [str(build / "likeness"), str(packaged_bundle("mini")), str(tmp_path / "a.jpg"), "red kurta", "blue bag"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ")[1] for line in done.stdout.splitlines()] == ["red kurta", "blue bag"]
+    assert subprocess.run([str(build / "likeness")], capture_output=True, check=False).returncode == 2
