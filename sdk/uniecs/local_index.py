@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from uniecs.backends.threads import usable_cpus
 from uniecs.catalog import Product
-from uniecs.database import Durability
+from uniecs.database import Durability, disk_errors
 from uniecs.errors import IndexFileError, InputError
 from uniecs.filter_sets import FilterSets, Predicate, Rows
-from uniecs.filters import Filter
+from uniecs.filters import Filter, matches
 from uniecs.index import Found, Vectors, check_vectors
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.index_migration import migrate
@@ -38,6 +38,8 @@ MIN_RESCORED = 40
 ATTEMPTS = 3
 # A process that only reads looks for changes of the writer so often.
 REFRESH_S = 1.0
+# Sums in another order differ by less.
+SAME_SCORE = 1e-6
 # Deleted rows stay in filters' sets until they are this share of the products.
 FORGET_SHARE = 0.1
 
@@ -79,8 +81,9 @@ class LocalIndex:
 
         Raises `IndexFileError` if `folder` already holds something or cannot be written.
         """
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise IndexFileError(f"{folder} already exists; open it with SearchEngine.open, or choose another path")
+        with disk_errors(folder):
+            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise IndexFileError(f"{folder} already exists; open it with SearchEngine.open, or choose another path")
         store = Store.create(
             folder, model_id=model_id, embed_dim=embed_dim, bundle=bundle, config=config, durability=durability
         )
@@ -296,6 +299,8 @@ class LocalIndex:
         products = self._store.products(wanted)
         if len(products) < len(wanted):
             return None
+        if where is not None and not all(matches(where, each.attributes) for each in products.values()):
+            raise IndexFileError(f"{self._folder} is damaged: a filter found what does not match; see verify()")
         return [
             [(products[row], score) for row, score in zip(*line, strict=True) if row]
             for line in zip(rows.tolist(), scores.tolist(), strict=True)
@@ -440,20 +445,20 @@ class LocalIndex:
         found = self._nearest(view, queries, 10, None)
         if found is None or len(queries) < len(chosen):
             raise IndexFileError(f"{self._folder} is damaged: the graph of {view} has vectors that the store has not")
-        exact = self._nearest_exact(view, queries, 10)
-        hits = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(found[0].tolist(), exact, strict=True)]
-        return float(np.mean(hits))
+        known = dict(zip(*self._store.vectors(view, np.unique(found[0][found[0] > 0]).tolist()), strict=True))
+        shares = []
+        for query, line, exact in zip(queries, found[0].tolist(), self._best_scores(view, queries, 10), strict=True):
+            # By scores: products that are alike may stand for each other.
+            right = sum(float(known[row] @ query) > exact[-1] - SAME_SCORE for row in line if row in known)
+            shares.append(right / len(exact))
+        return float(np.mean(shares))
 
-    def _nearest_exact(self, view: str, queries: Vectors, k: int) -> list[list[int]]:
-        """By the store alone, so that a graph with wrong vectors does not agree with itself."""
-        best: list[list[tuple[float, int]]] = [[] for _ in queries]
-        for rows, vectors in self._store.vectors_after(view, 0):
-            scores = queries @ vectors.T
-            for place, line in enumerate(scores):
-                top = np.argsort(-line)[:k]
-                merged = best[place] + [(-float(line[each]), int(rows[each])) for each in top]
-                best[place] = sorted(merged)[:k]
-        return [[row for _, row in each] for each in best]
+    def _best_scores(self, view: str, queries: Vectors, k: int) -> Vectors:
+        """The `k` best for each of `queries`, by the store alone: a graph with wrong vectors agrees with itself."""
+        best = np.zeros((len(queries), 0), np.float32)
+        for _, vectors in self._store.vectors_after(view, 0):
+            best = -np.sort(-np.hstack([best, queries @ vectors.T]), axis=1)[:, :k]
+        return best
 
     def close(self) -> None:
         """See `Index.close`."""
