@@ -80,7 +80,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "UNIECS_SDK needs" in done.stderr:
         pytest.skip("the image libraries are not installed: see CONTRIBUTING.md")
     assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run([cmake, "--build", str(folder), "--parallel", "2"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [cmake, "--build", str(folder), "--parallel", "2"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

@@ -89,6 +89,7 @@ def test_a_graph_that_cannot_be_used_is_built_anew(
     snapshot = tmp_path / "i" / "graph-text.hnsw"
     old = snapshot.read_bytes()
     engine.delete(["1"])
+    engine.save()
     engine.add([Product("6", "new hat")])
     engine.save()
     expected = engine.search(text="red hat")
@@ -179,6 +180,14 @@ def test_where_with_and_or_not_and_absent(many: SearchEngine) -> None:
             found(where)
 
 
+def test_what_does_not_match_is_found_after_reopening(many: SearchEngine, tmp_path: Path) -> None:
+    many.save()
+    many.close()
+    with SearchEngine.open(tmp_path / "many", fake()) as again:
+        assert len(again.search(text="shirt", k=500, where={"$not": {"kind": "a"}})) == 250
+        assert len(again.search(text="shirt", k=500, where={})) == 500
+
+
 def test_filters_follow_changes(many: SearchEngine) -> None:
     where = {"kind": "a", "$not": {"price": (100, None)}}
     before = {hit.id for hit in many.search(text="shirt", k=500, where=where)}
@@ -246,8 +255,8 @@ def test_changes_go_on_while_it_compacts(many: SearchEngine, monkeypatch: pytest
     built, go_on = threading.Event(), threading.Event()
     original = index._built
 
-    def slow(view: str, sequence: int) -> Any:
-        made = original(view, sequence)
+    def slow(view: str) -> Any:
+        made = original(view)
         built.set()
         go_on.wait(30)
         return made

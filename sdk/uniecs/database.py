@@ -152,6 +152,10 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _translated(error, self.path) from error
+        except UnicodeDecodeError as error:  # SQLite's own words on a damaged table
+            raise IndexFileError(
+                f"{self.path} is damaged ({error}); restore the index from a copy, or build it again"
+            ) from error
         except (UnicodeEncodeError, OverflowError) as error:
             raise InputError(f"a value cannot be stored or looked up: {error}") from error
 

@@ -6,7 +6,8 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -274,8 +275,7 @@ class SearchEngine:
         """Put what can be put, all in one change; for each item why it was left out, or None."""
         errors: list[UniecsError | None] = []
         items: dict[str, tuple[Product, dict[str, Vectors]]] = {}
-        with self._writing:
-            self._check_open()
+        with self._change():
             # Again: another thread may have changed it since.
             held = self._index.known([item.id for item in chunk if isinstance(item, Product)])
             for item, outcome in zip(chunk, outcomes, strict=True):
@@ -300,8 +300,7 @@ class SearchEngine:
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise InputError(f"ids is {ids!r}; expected a list of ids")
         wanted = list(ids)
-        with self._writing:
-            self._check_open()
+        with self._change():
             held = self._index.known([each for each in wanted if isinstance(each, str)])
             unknown = [each for each in wanted if not (isinstance(each, str) and each in held)]
             if unknown:
@@ -444,10 +443,9 @@ class SearchEngine:
 
         Returns {"store": "ok", "recall_at_10": {view: share}}. Raises `IndexFileError` for what is damaged.
         """
-        self._check_open()
         if type(sample) is not int or sample < 1:
             raise InputError(f"sample is {sample!r}; expected a positive int")
-        with self._writing:
+        with self._change():
             return self._index.verify(sample)
 
     def save(self) -> None:
@@ -455,8 +453,7 @@ class SearchEngine:
 
         Raises `IndexFileError` if the folder cannot be written, or another process is its writer.
         """
-        with self._writing:
-            self._check_open()
+        with self._change():
             self._index.save()
 
     def compact(self) -> None:
@@ -470,6 +467,9 @@ class SearchEngine:
 
     def close(self) -> None:
         """Free the index, and let another process write it; any further use raises `InputError`."""
+        if self._process != os.getpid():
+            self._closed = True  # what it has open is the parent's
+            return
         with self._writing:
             if not self._closed:
                 self._closed = True
@@ -484,6 +484,14 @@ class SearchEngine:
         if kind is None and self._changed and not self._closed:
             self.save()
         self.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """One at a time."""
+        self._check_open()  # first: in a process forked meanwhile nobody gives the lock back
+        with self._writing:
+            self._check_open()
+            yield
 
     def _check_open(self) -> None:
         if self._closed:

@@ -39,6 +39,7 @@ class FilterSets:
         self._building: dict[Predicate, list[list[int]]] = {}
         self._combined: OrderedDict[Filter, tuple[RowSet, int]] = OrderedDict()
         self._last = 0
+        self._forgotten = 0
         self.version = 0  # one more with each change: a set found before may lack rows
 
     def add(self, products: Iterable[tuple[int, Product]], last: int) -> None:
@@ -56,10 +57,12 @@ class FilterSets:
                 for late in waiting:
                     late.extend(row for row, product in products if matches(predicate, product.attributes))
 
-    def forget(self) -> None:
-        """Drop all sets; they are made anew on use."""
+    def forget(self, last: int) -> None:
+        """Drop all sets; they are made anew on use. `last` is the highest row ever given."""
         with self._lock:
+            self._last = last
             self.version += 1
+            self._forgotten += 1
             self._predicates.clear()
             self._combined.clear()
 
@@ -101,6 +104,7 @@ class FilterSets:
                 self._predicates.move_to_end(predicate)
                 return self._predicates[predicate]
             self._building.setdefault(predicate, []).append(late)
+            forgotten = self._forgotten
         try:
             rows = self._rows_matching(predicate)
         except BaseException:
@@ -110,9 +114,10 @@ class FilterSets:
         with self._lock:
             self._stop_waiting(predicate, late)
             made = RowSet(np.concatenate([rows, np.array(late, np.int64)]).astype(np.uint64))
-            self._predicates[predicate] = made
-            if len(self._predicates) > MAX_PREDICATES:
-                self._predicates.popitem(last=False)
+            if forgotten == self._forgotten:  # else it may be of a state before
+                self._predicates[predicate] = made
+                if len(self._predicates) > MAX_PREDICATES:
+                    self._predicates.popitem(last=False)
         return made
 
     def _stop_waiting(self, predicate: Predicate, late: list[int]) -> None:

@@ -57,8 +57,14 @@ class _Manifest(StrictConfig):
 
 
 def needs_migration(folder: Path) -> bool:
-    """Whether `folder` holds an index of version 1, or what a migration that was cut off left of one."""
-    return (folder / OLD_MANIFEST).is_file()
+    """Whether `folder` holds an index of version 1, or what a migration that was cut off left of one.
+
+    Raises `IndexFileError` if it cannot be read.
+    """
+    try:
+        return (folder / OLD_MANIFEST).is_file()
+    except OSError as error:
+        raise IndexFileError(f"{folder} cannot be read: {error}; check the permissions") from error
 
 
 def migrate(folder: Path) -> None:

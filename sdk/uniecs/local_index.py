@@ -7,19 +7,19 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from uniecs.backends.threads import usable_cpus
 from uniecs.catalog import Product
-from uniecs.database import Durability
+from uniecs.database import Durability, disk_errors
 from uniecs.errors import IndexFileError, InputError
-from uniecs.filter_sets import FilterSets
-from uniecs.filters import Filter
+from uniecs.filter_sets import FilterSets, Predicate, Rows
+from uniecs.filters import Filter, matches
 from uniecs.index import Found, Vectors, check_vectors
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.index_migration import migrate
@@ -28,15 +28,19 @@ from uniecs.store import Store
 if TYPE_CHECKING:
     from uniecs._core import Graph
 
+GraphRows: TypeAlias = npt.NDArray[np.uint64]
+
 LOG = "uniecs"
-NO_ROWS: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
+NO_ROWS: GraphRows = np.zeros(0, np.uint64)
 # Of float16 and int8 graphs so many times k are scored anew with the store's float32 vectors.
 RESCORED = 4
 MIN_RESCORED = 40
-# Searches anew for products that were replaced while they were being found.
-ATTEMPTS = 5
+# Searches beside changes that spoil them; then one while nothing may change.
+ATTEMPTS = 3
 # A process that only reads looks for changes of the writer so often.
 REFRESH_S = 1.0
+# Sums in another order differ by less.
+SAME_SCORE = 1e-6
 # Deleted rows stay in filters' sets until they are this share of the products.
 FORGET_SHARE = 0.1
 
@@ -54,10 +58,11 @@ class LocalIndex:
         self.bundle: BundleReference = store.bundle
         self._changing = threading.RLock()
         self._threads = max(1, usable_cpus() - 1)  # one is left to searches
-        self._filters = FilterSets(store.rows_matching)
+        self._filters = FilterSets(self._rows_matching)
         self._graphs: dict[str, Graph] = {}
         self._reached: dict[str, tuple[int, int]] = {}  # per view: the store's sequence and last row that it shows
-        self._saved: dict[str, int] = {}
+        self._saved: dict[str, int] = {}  # per view: the sequence of its snapshot
+        self._compacted: set[str] = set()  # views with a snapshot of the graph before
         self._deleted = 0
         self._behind = False
         self._looked = time.monotonic()
@@ -77,8 +82,9 @@ class LocalIndex:
 
         Raises `IndexFileError` if `folder` already holds something or cannot be written.
         """
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise IndexFileError(f"{folder} already exists; open it with SearchEngine.open, or choose another path")
+        with disk_errors(folder):
+            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise IndexFileError(f"{folder} already exists; open it with SearchEngine.open, or choose another path")
         store = Store.create(
             folder, model_id=model_id, embed_dim=embed_dim, bundle=bundle, config=config, durability=durability
         )
@@ -100,6 +106,7 @@ class LocalIndex:
         try:
             for view in index.config.views:
                 index._load(view)
+            index._filters.forget(store.last_row)
         except BaseException:
             store.close()
             raise
@@ -118,7 +125,7 @@ class LocalIndex:
         return f"{self.model_id} {self._store.store_id}"
 
     def _load(self, view: str) -> None:
-        """The graph of a view, from its snapshot if that is of any use."""
+        """The graph of a view, from its snapshot if that is of any use; searches see it once it is whole."""
         from uniecs._core import Graph, SnapshotError
 
         path = self._snapshot(view)
@@ -127,42 +134,48 @@ class LocalIndex:
             graph, sequence, last_row = Graph.load(
                 str(path), self.embed_dim, config.M, config.ef_construction, config.storage, self._owner()
             )
-            if sequence > self._store.sequence or last_row > self._store.last_row:
-                raise IndexFileError(f"{path} is newer than the store")
-            self._graphs[view], self._reached[view], self._saved[view] = graph, (sequence, last_row), sequence
-            self._catch_up(view)
+            reached = self._catch_up(view, graph, (sequence, last_row))
+            self._saved[view] = sequence
         except (SnapshotError, IndexFileError) as error:
             if self._store.count(view):
                 logging.getLogger(LOG).warning("building the graph of the view %s anew: %s", view, error)
-            self._rebuild(view)
+            self._saved.pop(view, None)
+            with self._store.snapshot():
+                graph, reached = self._built(view)
+                reached = self._catch_up(view, graph, reached)
+        self._graphs[view], self._reached[view] = graph, reached
+        self._compacted.discard(view)
 
-    def _catch_up(self, view: str) -> None:
-        """Bring a graph up to the store; raises `IndexFileError` if it cannot have been made from it."""
-        graph, (sequence, last_row) = self._graphs[view], self._reached[view]
-        now, last = self._store.sequence, self._store.last_row
-        if sequence < self._store.purged:
-            raise IndexFileError(f"the graph of {view} is older than what the store tells of deletions")
-        gone = self._store.deleted_after(sequence)
-        removed = np.array([row for row in gone.tolist() if row in graph], np.uint64)
-        for rows, vectors in self._store.vectors_after(view, last_row):
-            graph.apply(removed, rows.astype(np.uint64), check_vectors(vectors, self.embed_dim), self._threads)
-            removed = NO_ROWS
-        if len(removed):
-            graph.apply(removed, NO_ROWS, np.zeros((0, self.embed_dim), np.float32), self._threads)
-        self._reached[view] = (now, last)
-        if len(graph) != self._store.count(view):
-            raise IndexFileError(f"the graph of {view} has {len(graph)} rows, the store {self._store.count(view)}")
+    def _catch_up(self, view: str, graph: Graph, reached: tuple[int, int], *, at_once: bool = False) -> tuple[int, int]:
+        """Bring a graph up to the store; `at_once` for one that is searched. Returns the sequence and last row reached.
 
-    def _rebuild(self, view: str) -> None:
-        """A new graph from the store, in place of the old one for searches once it is whole."""
-        graph = self._built(view, self._store.sequence)
-        self._graphs[view], self._reached[view] = graph
-        self._catch_up(view)
+        Raises `IndexFileError` if it cannot have been made from this store.
+        """
+        with self._store.snapshot():
+            sequence, last_row = reached
+            now, last = self._store.sequence, self._store.last_row
+            if not self._store.purged <= sequence <= now or last_row > last:
+                raise IndexFileError(f"the graph of {view} is newer than the store, or older than what it tells of")
+            gone = self._store.deleted_after(sequence)
+            removed = np.array([row for row in gone.tolist() if row in graph], np.uint64)
+            batches = self._store.vectors_after(view, last_row)
+            try:
+                for rows, vectors in [_joined(batches, self.embed_dim)] if at_once else batches:
+                    graph.apply(removed, rows.astype(np.uint64), check_vectors(vectors, self.embed_dim), self._threads)
+                    removed = NO_ROWS
+                if len(removed):
+                    graph.apply(removed, NO_ROWS, np.zeros((0, self.embed_dim), np.float32), self._threads)
+            except ValueError as error:  # a change that was stopped before left some of it
+                raise IndexFileError(f"the graph of {view} does not take the changes of the store: {error}") from error
+            if len(graph) != self._store.count(view):
+                raise IndexFileError(f"the graph of {view} has {len(graph)} rows, the store {self._store.count(view)}")
+        return now, last
 
-    def _built(self, view: str, sequence: int) -> tuple[Graph, tuple[int, int]]:
+    def _built(self, view: str) -> tuple[Graph, tuple[int, int]]:
+        """A new graph from the store, and the sequence and last row from which on it must catch up."""
         from tqdm import tqdm
 
-        graph, last_row = self._empty_graph(), 0
+        graph, sequence, last_row = self._empty_graph(), self._store.sequence, 0
         with tqdm(desc=f"graph of {view}", total=self._store.count(view), unit="product", disable=None) as bar:
             for rows, vectors in self._store.vectors_after(view, 0):
                 graph.apply(NO_ROWS, rows.astype(np.uint64), check_vectors(vectors, self.embed_dim), usable_cpus())
@@ -171,15 +184,31 @@ class LocalIndex:
         return graph, (sequence, last_row)
 
     def refresh(self) -> None:
-        """See what another process has written since."""
+        """See what another process has written since, or what a change that failed has left."""
         with self._changing:
+            # First: a search that still has a set of before sees that it must search again.
+            self._filters.forget(self._store.last_row)
             for view in self.config.views:
                 try:
-                    self._catch_up(view)
+                    reached = self._catch_up(view, self._graphs[view], self._reached[view], at_once=True)
+                    self._reached[view] = reached
                 except IndexFileError:
-                    self._rebuild(view)
-            self._filters.forget()
+                    self._load(view)
             self._behind = False
+
+    def _see_changes(self) -> None:
+        """Wait until the change under way is whole, and see what another process has written since."""
+        with self._changing:
+            if self._behind or any(reached != self._store.sequence for reached, _ in self._reached.values()):
+                self.refresh()
+
+    def _rows_matching(self, predicate: Predicate) -> Rows:
+        """As of the store; on return the graphs show no row that is gone from it, which the rows might lack."""
+        with self._store.snapshot():
+            rows, sequence = self._store.rows_matching(predicate), self._store.sequence
+        if any(reached < sequence for reached, _ in self._reached.values()):
+            self._see_changes()
+        return rows
 
     def __len__(self) -> int:
         return self._store.count()
@@ -241,7 +270,7 @@ class LocalIndex:
     def _forget_filters(self, deleted: int) -> None:
         self._deleted += deleted
         if self._deleted > FORGET_SHARE * max(1_000, len(self)):
-            self._filters.forget()
+            self._filters.forget(self._store.last_row)
             self._deleted = 0
 
     def search(self, view: str, queries: Vectors, k: int, where: Filter | None) -> list[list[Found]]:
@@ -249,18 +278,33 @@ class LocalIndex:
         self._follow()
         for _ in range(ATTEMPTS):
             version = self._filters.version
-            rows, scores, _ = self._nearest(view, queries, k, where)
-            lines = rows.tolist()
-            wanted = set(itertools.chain.from_iterable(lines)) - {0}
-            products = self._store.products(wanted)
-            if len(products) == len(wanted) and (where is None or version == self._filters.version):
-                break
-            # Replaced meanwhile, here or by another process: wait for the change to be whole, and search again.
-            with self._changing:
-                if self._store.sequence != self._reached[view][0]:
-                    self.refresh()
+            found = self._find(view, queries, k, where)
+            if found is None:
+                self._see_changes()
+            elif where is None or version == self._filters.version:
+                return found
+        with self._changing, self._store.snapshot():
+            self._see_changes()
+            found = self._find(view, queries, k, where)
+        if found is None:
+            raise IndexFileError(f"{self._folder} is damaged: it has vectors of products that it has not; see verify()")
+        return found
+
+    def _find(self, view: str, queries: Vectors, k: int, where: Filter | None) -> list[list[Found]] | None:
+        """None if some of what the graph shows is gone from the store."""
+        nearest = self._nearest(view, queries, k, where)
+        if nearest is None:
+            return None
+        rows, scores = nearest
+        lines = rows.tolist()
+        wanted = set(itertools.chain.from_iterable(lines)) - {0}
+        products = self._store.products(wanted)
+        if len(products) < len(wanted):
+            return None
+        if where is not None and not all(matches(where, each.attributes) for each in products.values()):
+            raise IndexFileError(f"{self._folder} is damaged: a filter found what does not match; see verify()")
         return [
-            [(products[row], score) for row, score in zip(*line, strict=True) if row in products]
+            [(products[row], score) for row, score in zip(*line, strict=True) if row]
             for line in zip(lines, scores.tolist(), strict=True)
         ]
 
@@ -268,44 +312,49 @@ class LocalIndex:
         """See `Index.explain`: strategy ("graph", "filtered graph" or "exact"), ef (0 for exact), matching (rows that
         the filter lets through), compared (vectors that were compared with the query).
         """
-        return self._nearest(view, query[np.newaxis], k, where)[2]
+        return self._in_graph(view, query[np.newaxis], k, where)[2]
 
     def _follow(self) -> None:
         """See what the writing process has done, if another is that; one thread at a time, the others go on."""
-        if self._store.writes or time.monotonic() - self._looked < REFRESH_S:
+        if self._store.writes or 0 <= time.monotonic() - self._looked < REFRESH_S:
             return
         if not self._changing.acquire(blocking=False):
             return
         try:
             self._looked = time.monotonic()
-            if any(reached != self._store.sequence for reached, _ in self._reached.values()):
-                self.refresh()
+            self._see_changes()
         finally:
             self._changing.release()
 
-    def _nearest(
+    def _in_graph(
         self, view: str, queries: Vectors, k: int, where: Filter | None
-    ) -> tuple[npt.NDArray[np.uint64], Vectors, dict[str, Any]]:
+    ) -> tuple[GraphRows, Vectors, dict[str, Any]]:
+        """The graph's own answer: for vectors that are not float32 more than `k` rows, to be scored anew."""
         rows_set, matching = (None, None) if where is None else self._filters.find(where)
-        graph = self._graphs[view]
-        exact = self.config.storage == "float32"
-        fetched = k if exact else max(MIN_RESCORED, RESCORED * k)
+        graph = self._graphs.get(view)
+        if graph is None:
+            raise InputError(f"{self._folder} is closed; open the index again")
+        fetched = k if self.config.storage == "float32" else max(MIN_RESCORED, RESCORED * k)
         threads = 1 if len(queries) == 1 else usable_cpus()
         queries = np.ascontiguousarray(queries, np.float32)
         rows, scores, plan = graph.search(queries, fetched, rows_set, matching, threads=threads)
-        if not exact:
-            rows, scores = self._rescored(view, queries, rows, k)
         return rows, scores, dict(plan)
 
-    def _rescored(
-        self, view: str, queries: Vectors, rows: npt.NDArray[np.uint64], k: int
-    ) -> tuple[npt.NDArray[np.uint64], Vectors]:
-        """The best `k` of `rows` (n, any) by the store's vectors; a row that is gone is left out."""
-        known = dict(zip(*self._store.vectors(view, np.unique(rows[rows > 0]).tolist()), strict=True))
+    def _nearest(self, view: str, queries: Vectors, k: int, where: Filter | None) -> tuple[GraphRows, Vectors] | None:
+        """Rows (n, at most k), 0 where there is none, and scores; None if a row that the graph shows is gone."""
+        rows, scores, _ = self._in_graph(view, queries, k, where)
+        return (rows, scores) if self.config.storage == "float32" else self._rescored(view, queries, rows, k)
+
+    def _rescored(self, view: str, queries: Vectors, rows: GraphRows, k: int) -> tuple[GraphRows, Vectors] | None:
+        """The best `k` of `rows` (n, any) by the store's vectors; None if the store has not all of them."""
+        wanted = np.unique(rows[rows > 0])
+        known = dict(zip(*self._store.vectors(view, wanted.tolist()), strict=True))
+        if len(known) < len(wanted):
+            return None
         best = np.zeros((len(rows), min(k, rows.shape[1])), np.uint64)
         best_scores = np.full(best.shape, np.nan, np.float32)
         for place, query in enumerate(queries):
-            here = [row for row in rows[place].tolist() if row in known]
+            here = [row for row in rows[place].tolist() if row]
             if here:
                 scores = np.stack([known[row] for row in here]) @ query
                 order = np.lexsort((here, -scores))[: best.shape[1]]
@@ -315,10 +364,11 @@ class LocalIndex:
 
     def vector(self, id: str, view: str) -> Vectors:
         """See `Index.vector`."""
-        row = self._store.row_of(id)
-        if row is None:
-            raise InputError(f"id {id!r} is not in the index")
-        rows, vectors = self._store.vectors(view, [row])
+        with self._store.snapshot():
+            row = self._store.row_of(id)
+            if row is None:
+                raise InputError(f"id {id!r} is not in the index")
+            rows, vectors = self._store.vectors(view, [row])
         if not len(rows):
             raise InputError(f"product {id!r} has no vector in the view {view!r}")
         vector: Vectors = vectors[0]
@@ -331,20 +381,27 @@ class LocalIndex:
     def save(self) -> None:
         """Write a snapshot of each graph that changed since its last; without one the next opening builds it."""
         with self._changing:
-            if all(self._saved.get(view) == self._reached[view][0] for view in self.config.views):
+            if not any(map(self._needs_save, self.config.views)):
                 return
         with self._writing():
-            for view, graph in self._graphs.items():
+            # Processes that read may still show what the snapshots before held, and want to catch up from there.
+            before = min(self._saved.get(view, 0) for view in self.config.views)
+            for left in self._folder.glob("graph-*.hnsw.*.tmp"):  # by a process that was killed: one writes at a time
+                left.unlink(missing_ok=True)
+            for view in filter(self._needs_save, self.config.views):
                 sequence, last_row = self._reached[view]
-                if self._saved.get(view) != sequence:
-                    try:
-                        graph.save(str(self._snapshot(view)), self._owner(), sequence, last_row)
-                    except RuntimeError as error:
-                        raise IndexFileError(f"{error}; no data is lost: the store has it") from error
-                    self._saved[view] = sequence
+                try:
+                    self._graphs[view].save(str(self._snapshot(view)), self._owner(), sequence, last_row)
+                except RuntimeError as error:
+                    raise IndexFileError(f"{error}; no data is lost: the store has it") from error
+                self._saved[view] = sequence
+                self._compacted.discard(view)
             if not self._compacting.locked():  # a graph in the making still needs to be told of deletions
-                self._store.purge_deleted(min(self._saved[view] for view in self.config.views))
+                self._store.purge_deleted(before)
             self._store.checkpoint()
+
+    def _needs_save(self, view: str) -> bool:
+        return view in self._compacted or self._saved.get(view) != self._reached[view][0]
 
     def compact(self) -> None:
         """Build the graphs anew beside the old ones, which are searched and changed until then, and swap."""
@@ -352,22 +409,13 @@ class LocalIndex:
             pass  # this process writes
         with self._compacting:
             for view in self.config.views:
-                self._compact_view(view)
-        self._filters.forget()
-
-    def _compact_view(self, view: str) -> None:
+                graph, reached = self._built(view)
+                with self._changing:
+                    self._reached[view] = self._catch_up(view, graph, reached)
+                    self._graphs[view] = graph
+                    self._compacted.add(view)
         with self._changing:
-            sequence = self._store.sequence
-        graph, reached = self._built(view, sequence)
-        with self._changing:
-            old = self._graphs[view], self._reached[view]
-            self._graphs[view], self._reached[view] = graph, reached
-            try:
-                self._catch_up(view)  # what came meanwhile
-            except BaseException:
-                self._graphs[view], self._reached[view] = old
-                raise
-            self._saved.pop(view, None)
+            self._filters.forget(self._store.last_row)
 
     def stats(self) -> dict[str, Any]:
         """See `Index.stats`."""
@@ -381,7 +429,7 @@ class LocalIndex:
 
     def verify(self, sample: int) -> dict[str, Any]:
         """See `Index.verify`: the whole store, and for each view the recall@10 of `sample` of its own vectors."""
-        with self._changing:
+        with self._changing, self._store.snapshot():
             self.refresh()
             problems = self._store.verify()
             if problems:
@@ -396,24 +444,33 @@ class LocalIndex:
             return 1.0
         chosen = np.random.default_rng(0).choice(rows, min(sample, len(rows)), replace=False)
         _, queries = self._store.vectors(view, chosen.tolist())
-        found = self._nearest(view, queries, 10, None)[0]
-        exact = self._nearest_exact(view, queries, 10)
-        hits = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(found.tolist(), exact, strict=True)]
-        return float(np.mean(hits))
+        found = self._nearest(view, queries, 10, None)
+        if found is None or len(queries) < len(chosen):
+            raise IndexFileError(f"{self._folder} is damaged: the graph of {view} has vectors that the store has not")
+        known = dict(zip(*self._store.vectors(view, np.unique(found[0][found[0] > 0]).tolist()), strict=True))
+        shares = []
+        for query, line, exact in zip(queries, found[0].tolist(), self._best_scores(view, queries, 10), strict=True):
+            # By scores: products that are alike may stand for each other.
+            right = sum(float(known[row] @ query) > exact[-1] - SAME_SCORE for row in line if row in known)
+            shares.append(right / len(exact))
+        return float(np.mean(shares))
 
-    def _nearest_exact(self, view: str, queries: Vectors, k: int) -> list[list[int]]:
-        """By the store alone, so that a graph with wrong vectors does not agree with itself."""
-        best: list[list[tuple[float, int]]] = [[] for _ in queries]
-        for rows, vectors in self._store.vectors_after(view, 0):
-            scores = queries @ vectors.T
-            for place, line in enumerate(scores):
-                top = np.argsort(-line)[:k]
-                merged = best[place] + [(-float(line[each]), int(rows[each])) for each in top]
-                best[place] = sorted(merged)[:k]
-        return [[row for _, row in each] for each in best]
+    def _best_scores(self, view: str, queries: Vectors, k: int) -> Vectors:
+        """The `k` best for each of `queries`, by the store alone: a graph with wrong vectors agrees with itself."""
+        best = np.zeros((len(queries), 0), np.float32)
+        for _, vectors in self._store.vectors_after(view, 0):
+            best = -np.sort(-np.hstack([best, queries @ vectors.T]), axis=1)[:, :k]
+        return best
 
     def close(self) -> None:
         """See `Index.close`."""
         with self._changing:
             self._graphs = {}
             self._store.close()
+
+
+def _joined(batches: Iterable[tuple[Rows, Vectors]], dim: int) -> tuple[Rows, Vectors]:
+    """Rows (n,) and vectors (n, dim) of all batches."""
+    parts = list(batches)
+    rows = [rows for rows, _ in parts] or [np.zeros(0, np.int64)]
+    return np.concatenate(rows), np.concatenate([vectors for _, vectors in parts] or [np.zeros((0, dim), np.float32)])

@@ -119,7 +119,11 @@ class Store:
         still of format version 1 (`index_migration.migrate`).
         """
         path = Path(folder) / STORE_FILE
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except OSError as error:
+            raise IndexFileError(f"{folder} cannot be read: {error}; check the permissions") from error
+        if not found:
             raise IndexFileError(f"{folder} is not an index: it has no {STORE_FILE}; SearchEngine.create makes one")
         return cls(path, WriterLock(path.parent), durability)
 
@@ -226,9 +230,11 @@ class Store:
 
     def vectors(self, view: str, rows: Iterable[int]) -> tuple[Rows, Vectors]:
         """Those of `rows` that have a vector in the view, ascending (n,), and their vectors (n, embed_dim)."""
-        # One step of the query for all, as in `select_rows`; the order within it is the same for the three.
+        # One step of the query for all, as in `select_rows`; the order within it is the same for the three. A damaged
+        # file may have values of any type, which the checksums must see.
         query = (
-            "SELECT group_concat(row), group_concat(checksum), CAST(group_concat(vector, '') AS BLOB) "
+            "SELECT group_concat(row), group_concat(ifnull(CAST(checksum AS INTEGER), -1)), "
+            "CAST(group_concat(vector, '') AS BLOB) "
             f"FROM vector_{self._checked(view)} WHERE row IN ({{}})"
         )
         found: list[int] = []
@@ -250,7 +256,8 @@ class Store:
         Each batch is of the moment it is read.
         """
         table = f"vector_{self._checked(view)}"
-        query = f"SELECT row, checksum, vector FROM {table} WHERE row > ? ORDER BY row LIMIT {BATCH_ROWS}"
+        vector = "CAST(ifnull(vector, '') AS BLOB)"
+        query = f"SELECT row, checksum, {vector} FROM {table} WHERE row > ? ORDER BY row LIMIT {BATCH_ROWS}"
         while True:
             with self._database.reading() as connection:
                 read = connection.execute(query, (row,)).fetchall()
@@ -270,13 +277,14 @@ class Store:
             purged = self._state().purged
             if sequence < purged:
                 raise InputError(f"sequence is {sequence}; removed rows are known from {purged} on")
-            return select_rows(connection, "SELECT group_concat(row) FROM deleted WHERE sequence > ?", sequence)
+            query = "SELECT group_concat(CAST(row AS INTEGER)) FROM deleted WHERE sequence > ?"
+            return self._given(select_rows(connection, query, sequence))
 
     def rows_matching(self, predicate: OneOf | Between) -> Rows:
         """The rows of the products that match, ascending (n,); raises `FilterError` for text that is no Unicode."""
         with self.snapshot(), self._database.reading() as connection:
             try:
-                return (
+                return self._given(
                     _rows_between(connection, predicate)
                     if isinstance(predicate, Between)
                     else _rows_of(connection, predicate)
@@ -284,11 +292,23 @@ class Store:
             except UnicodeEncodeError as error:
                 raise FilterError(f"the filter on {predicate.key!r} is not valid Unicode: {error}") from error
 
+    def _given(self, rows: Rows) -> Rows:
+        """`rows`, ascending, if they are such as were ever given: no checksum tells."""
+        if len(rows) and not 1 <= rows[0] <= rows[-1] <= self.last_row:
+            raise IndexFileError(
+                f"{self._path} is damaged: it lists the rows {rows[0]} to {rows[-1]} of 1 to {self.last_row}; restore "
+                "the index from a copy, or build it again"
+            )
+        return rows
+
     def attribute_keys(self) -> set[str]:
         """Every attribute that some product has."""
         query = "SELECT name FROM attribute_key AS k WHERE EXISTS (SELECT 1 FROM attribute WHERE key = k.key)"
         with self._database.reading() as connection:
-            return {name for (name,) in connection.execute(query).fetchall()}
+            names = {name for (name,) in connection.execute(query).fetchall()}
+        if not all(isinstance(name, str) for name in names):
+            raise IndexFileError(f"{self._path} is damaged: its list of attributes has a name that is no text")
+        return names
 
     def stats(self) -> dict[str, Any]:
         """products, vectors (by view), deleted (rows kept for `deleted_after`), sequence, store_bytes, log_bytes."""
@@ -419,7 +439,10 @@ def _is_possible_id(id: object) -> bool:
     return isinstance(id, str) and (id.isascii() or not any("\ud800" <= character <= "\udfff" for character in id))
 
 
-_EQUAL = "SELECT group_concat(row) FROM attribute WHERE key = (SELECT key FROM attribute_key WHERE name = ?)"
+_EQUAL = (
+    "SELECT group_concat(CAST(row AS INTEGER)) FROM attribute "
+    "WHERE key = (SELECT key FROM attribute_key WHERE name = ?)"
+)
 
 
 def _rows_of(connection: Connection, predicate: OneOf) -> Rows:

@@ -35,15 +35,15 @@ def _faults(connection: Connection, path: Path, dim: int, state: State) -> Itera
             yield from _attribute_faults(connection, balance)
             for view, count in state.vectors.items():
                 yield from _vector_faults(connection, path, dim, view, count, rows)
-    except DatabaseError as error:
-        # What SQLite can no longer read ends the check.
+    except (DatabaseError, AttributeError, TypeError, ValueError, OverflowError) as error:
+        # What SQLite can no longer read, or what is not even of its type, ends the check.
         yield f"{path.name} cannot be read any further: {error}"
 
 
 def _product_faults(connection: Connection, state: State, rows: set[int], balance: Counter[int]) -> Iterator[str]:
     """Gathers the products' rows, and for each the sum of what identifies its attributes' entries."""
     for row, id, content, checksum in connection.execute(
-        "SELECT row, CAST(id AS BLOB), CAST(content AS BLOB), checksum FROM product ORDER BY row"
+        "SELECT row, CAST(id AS BLOB), CAST(ifnull(content, '') AS BLOB), checksum FROM product ORDER BY row"
     ):
         rows.add(row)
         if checksum_of(row, content) != checksum:
@@ -76,7 +76,7 @@ def _attribute_faults(connection: Connection, balance: Counter[int]) -> Iterator
                 balance[row] -= 1
     finally:
         connection.text_factory = str
-    for row in sorted(row for row, rest in balance.items() if rest):
+    for row in sorted((row for row, rest in balance.items() if rest), key=str):  # damaged, a row may be anything
         yield f"the listed attributes of row {row} are not those of its product"
 
 
@@ -84,7 +84,8 @@ def _vector_faults(
     connection: Connection, path: Path, dim: int, view: str, count: int, rows: set[int]
 ) -> Iterator[str]:
     seen = 0
-    for row, checksum, vector in connection.execute(f"SELECT row, checksum, vector FROM vector_{view} ORDER BY row"):
+    query = f"SELECT row, checksum, CAST(ifnull(vector, '') AS BLOB) FROM vector_{view} ORDER BY row"
+    for row, checksum, vector in connection.execute(query):
         seen += 1
         try:
             checked_vectors(path, view, dim, [row], [checksum], vector)

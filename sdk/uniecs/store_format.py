@@ -141,6 +141,12 @@ def read_header(connection: Connection, path: Path) -> Header:
         raise IndexFileError(f"{path} is not valid: {error}") from error
     if _read_meta(connection, path, "format_version") != str(FORMAT_VERSION) or header.embed_dim < 1:
         raise IndexFileError(f"{path} is not valid: format version {version}, vectors {header.embed_dim} wide")
+    tables = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")}
+    if not {each.strip() for each in schema(header.config.views).split(";") if each.strip()} <= tables:
+        raise IndexFileError(
+            f"{path} is damaged: its tables are not described as they were made; restore the index from a copy, or "
+            "build it again"
+        )
     return header
 
 
@@ -178,10 +184,16 @@ def select_in(connection: Connection, query: str, values: Iterable[Any]) -> Iter
 def select_rows(connection: Connection, query: str, *values: Any) -> Rows:
     """The rows (n,), ascending, of a `query` for one group_concat of rows.
 
-    All of them come in one step of the query: Python's lock is given away once, not once a row.
+    All of them come in one step of the query: Python's lock is given away once, not once a row. Raises `IndexFileError`
+    for what is no integer.
     """
     ((text,),) = connection.execute(query, values).fetchall()
-    return np.zeros(0, np.int64) if text is None else np.sort(np.fromstring(text, np.int64, sep=","))
+    if text is None:
+        return np.zeros(0, np.int64)
+    try:
+        return np.sort(np.fromstring(text, np.int64, sep=","))
+    except ValueError as error:
+        raise IndexFileError(f"the store lists a row that is no integer: {error}; restore it from a copy") from error
 
 
 # Products
@@ -239,7 +251,7 @@ def read_products(connection: Connection, rows: Sequence[int], path: Path) -> di
 
 def read_contents(connection: Connection, rows: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
     """(row, content) of those of `rows` that hold a product; None for a damaged one."""
-    query = "SELECT row, checksum, CAST(content AS BLOB) FROM product WHERE row IN ({})"
+    query = "SELECT row, checksum, CAST(ifnull(content, '') AS BLOB) FROM product WHERE row IN ({})"
     for row, checksum, content in select_in(connection, query, rows):
         yield row, content if checksum_of(row, content) == checksum else None
 

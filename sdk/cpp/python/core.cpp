@@ -113,7 +113,10 @@ std::optional<Numpy<float>> vector(const Graph& graph, Row row) {
 }
 
 nb::dict stats(const Graph& graph) {
-    const uniecs::GraphStats found = graph.stats();
+    const uniecs::GraphStats found = [&] {
+        nb::gil_scoped_release release;  // it waits for a change or a save under way
+        return graph.stats();
+    }();
     nb::dict made;
     made["live"] = found.live;
     made["removed"] = found.removed;
