@@ -16,8 +16,9 @@ int main(int argc, char** argv) {
         const std::vector<float> x = encoder.encode(items);
         const std::size_t dim = encoder.embed_dim();
         for (int i = 3; i < argc; ++i)
-            std::printf("%.4f  %s\n", std::inner_product(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(dim),
-                                                         x.begin() + static_cast<std::ptrdiff_t>(dim * (i - 2)), 0.0f),
+            std::printf("%.4f  %s\n",
+                        std::inner_product(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(dim),
+                                           x.begin() + static_cast<std::ptrdiff_t>(dim * (i - 2)), 0.0f),
                         argv[i]);
     } catch (const uniecs::Error& error) {
         std::fprintf(stderr, "likeness: %s\n", error.what());

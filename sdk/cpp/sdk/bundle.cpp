@@ -28,12 +28,13 @@ const std::string EXTERNAL_DATA = "\n\x08location\x12";
 
 // A file name of letters, digits, dot, dash and underscore: none leads out of the folder.
 std::string plain(const std::string& name) {
-    const bool good = !name.empty() && std::isalnum(static_cast<unsigned char>(name[0])) && name.size() <= 100 &&
-                      std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    const bool good = !name.empty() && std::isalnum(static_cast<unsigned char>(name[0])) &&
+                      name.size() <= 100 && std::all_of(name.begin(), name.end(), [](unsigned char c) {
                           return std::isalnum(c) || c == '.' || c == '-' || c == '_';
                       });
     if (!good)
-        throw BundleError("the manifest names '" + name.substr(0, 200) + "'; expected a plain file name inside the folder");
+        throw BundleError("the manifest names '" + name.substr(0, 200) +
+                          "'; expected a plain file name inside the folder");
     return name;
 }
 
@@ -71,7 +72,10 @@ std::string array(const double* values) {
 class Reader {
   public:
     explicit Reader(const fs::path& folder)
-        : folder_(folder), text_(manifest_text(folder)), value_(json::parse(text_)), manifest_(value_.object()) {}
+        : folder_(folder),
+          text_(manifest_text(folder)),
+          value_(json::parse(text_)),
+          manifest_(value_.object()) {}
 
     Bundle open() {
         const json::Value* format = manifest_.find("format");
@@ -92,7 +96,8 @@ class Reader {
         three(p.at("std").array(), bundle.preprocessing.std);
         bundle.graphs.embed_dim = static_cast<std::size_t>(side(manifest_, "embed_dim"));
         std::set<std::string> parts{TOKENIZER};
-        std::string* paths[] = {&bundle.graphs.image_encoder, &bundle.graphs.text_encoder, &bundle.graphs.fusion};
+        std::string* paths[] = {&bundle.graphs.image_encoder, &bundle.graphs.text_encoder,
+                                &bundle.graphs.fusion};
         for (std::size_t i = 0; i < 3; ++i) {
             const std::string name =
                 plain(manifest_.at("graphs").object().at(GRAPHS[i]).object().at("file").string());
@@ -138,8 +143,10 @@ class Reader {
             std::string data = read(folder_ / plain(name));
             const std::string expected = record.object().at("sha256").string();
             if (static_cast<std::int64_t>(data.size()) != record.object().at("bytes").integer())
-                throw BundleError(name + " has " + std::to_string(data.size()) + " bytes: it is cut off or altered");
-            if (sha256(data) != expected) throw BundleError(name + " is damaged: its sha256 is not the recorded one");
+                throw BundleError(name + " has " + std::to_string(data.size()) +
+                                  " bytes: it is cut off or altered");
+            if (sha256(data) != expected)
+                throw BundleError(name + " is damaged: its sha256 is not the recorded one");
             if (parts.count(name) && name != TOKENIZER && data.find(EXTERNAL_DATA) != std::string::npos)
                 throw BundleError(name + " keeps weights in another file; export it with the weights inside");
             if (name == TOKENIZER) tokenizer_json_ = std::move(data);
@@ -154,9 +161,10 @@ class Reader {
             identity += (name == *parts.begin() ? "" : ",") + json::quoted_ascii(name) + ":" +
                         json::quoted_ascii(files.at(name).object().at("sha256").string());
         const ImagePreprocessing& p = bundle.preprocessing;
-        identity += "},\"preprocessing\":{\"height_px\":" + std::to_string(p.height_px) + ",\"max_tokens\":" +
-                    std::to_string(bundle.max_tokens) + ",\"mean\":" + array(p.mean.data()) + ",\"std\":" +
-                    array(p.std.data()) + ",\"width_px\":" + std::to_string(p.width_px) + "}}";
+        identity += "},\"preprocessing\":{\"height_px\":" + std::to_string(p.height_px) +
+                    ",\"max_tokens\":" + std::to_string(bundle.max_tokens) +
+                    ",\"mean\":" + array(p.mean.data()) + ",\"std\":" + array(p.std.data()) +
+                    ",\"width_px\":" + std::to_string(p.width_px) + "}}";
         return manifest_.at("name").string() + "-" + sha256(identity).substr(0, 16);
     }
 

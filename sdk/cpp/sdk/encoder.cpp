@@ -1,14 +1,14 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <map>
 
-#include "backend.hpp"
-#include "bundle.hpp"
 #include "../images/decode.hpp"
 #include "../src/tokenizer.hpp"
+#include "backend.hpp"
+#include "bundle.hpp"
 #include "uniecs/uniecs.hpp"
 
 namespace uniecs {
@@ -25,7 +25,8 @@ constexpr std::int64_t PAD = 0;
 std::string read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     std::string data{std::istreambuf_iterator<char>(file), {}};
-    if (!file) throw ImageError("image '" + path + "' does not exist or cannot be read; expected an image file");
+    if (!file)
+        throw ImageError("image '" + path + "' does not exist or cannot be read; expected an image file");
     return data;
 }
 
@@ -101,7 +102,8 @@ class Encoder::Impl {
     void run(Span<const Prepared> all, bool texts, bool images, std::vector<std::exception_ptr>& errors,
              std::vector<float>& out) const {
         const ImagePreprocessing& p = bundle.preprocessing;
-        const auto height = static_cast<std::size_t>(p.height_px), width = static_cast<std::size_t>(p.width_px);
+        const auto height = static_cast<std::size_t>(p.height_px),
+                   width = static_cast<std::size_t>(p.width_px);
         const std::size_t plane = 3 * height * width;
         std::vector<const Prepared*> items;
         std::vector<float> pixels;
@@ -137,7 +139,8 @@ class Encoder::Impl {
         std::vector<float> rows(batch.size * dim());
         backend->embed(batch, rows.data());
         if (!std::all_of(rows.begin(), rows.end(), [](float each) { return std::isfinite(each); }))
-            throw BackendError("the engine gave values that are not finite: check the bundle with `uniecs verify`");
+            throw BackendError(
+                "the engine gave values that are not finite: check the bundle with `uniecs verify`");
         for (std::size_t row = 0; row < items.size(); ++row)
             std::copy_n(&rows[row * dim()], dim(), &out[items[row]->position * dim()]);
     }

@@ -1,5 +1,6 @@
-// What uniecs throws, named as in Python (sdk/uniecs/errors.py). The message gives what was got, what was expected, and
-// what to do. A wrong call of the index core stays std::invalid_argument, a damaged snapshot SnapshotError.
+// What uniecs throws, named as in Python (sdk/uniecs/errors.py). The message gives what was got, what was
+// expected, and what to do. A wrong call of the index core stays std::invalid_argument, a damaged snapshot
+// SnapshotError.
 //
 // Error
 // |-- InputError          an argument or an item that cannot be used

@@ -1,4 +1,5 @@
-/* The C interface of uniecs (uniecs.hpp): opaque handles, status codes, and a message for the last error of a thread.
+/* The C interface of uniecs (uniecs.hpp): opaque handles, status codes, and a message for the last error of a
+ * thread.
  *
  *   uniecs_encoder *encoder = NULL;
  *   if (uniecs_encoder_load("bundles/mini", "fp32", 0, &encoder) != UNIECS_OK)
@@ -8,8 +9,8 @@
  *   uniecs_encoder_encode(encoder, &item, 1, x);
  *   uniecs_encoder_free(encoder);
  *
- * Every function may be called from any thread. Strings are UTF-8 and end with a zero byte. What a function returns
- * through a pointer is freed by the function that its comment names; freeing NULL does nothing.
+ * Every function may be called from any thread. Strings are UTF-8 and end with a zero byte. What a function
+ * returns through a pointer is freed by the function that its comment names; freeing NULL does nothing.
  */
 #ifndef UNIECS_H
 #define UNIECS_H
@@ -44,25 +45,25 @@ typedef struct uniecs_encoder uniecs_encoder;
 
 /* A text, an image, or both. An image is the path of a file, or `image_bytes` bytes at `image_data`. */
 typedef struct uniecs_item {
-    const char *text;         /* NULL: none */
-    const char *image_path;   /* NULL: none */
-    const void *image_data;   /* NULL: none */
+    const char* text;       /* NULL: none */
+    const char* image_path; /* NULL: none */
+    const void* image_data; /* NULL: none */
     size_t image_bytes;
 } uniecs_item;
 
 /* What was wrong with this thread's last call that did not return UNIECS_OK; valid until its next call. */
-UNIECS_API const char *uniecs_error_message(void);
+UNIECS_API const char* uniecs_error_message(void);
 
 /* Load a bundle folder; precision "fp32" or "bf16"; threads 0 leaves their number to the engine. */
-UNIECS_API uniecs_status uniecs_encoder_load(const char *bundle, const char *precision, unsigned threads,
-                                             uniecs_encoder **encoder);
-UNIECS_API void uniecs_encoder_free(uniecs_encoder *encoder);
-UNIECS_API size_t uniecs_encoder_embed_dim(const uniecs_encoder *encoder);
-UNIECS_API const char *uniecs_encoder_model_id(const uniecs_encoder *encoder);
+UNIECS_API uniecs_status uniecs_encoder_load(const char* bundle, const char* precision, unsigned threads,
+                                             uniecs_encoder** encoder);
+UNIECS_API void uniecs_encoder_free(uniecs_encoder* encoder);
+UNIECS_API size_t uniecs_encoder_embed_dim(const uniecs_encoder* encoder);
+UNIECS_API const char* uniecs_encoder_model_id(const uniecs_encoder* encoder);
 
 /* Unit embeddings of n items into `out` (n x embed_dim); an item that cannot be used fails the call. */
-UNIECS_API uniecs_status uniecs_encoder_encode(const uniecs_encoder *encoder, const uniecs_item *items, size_t n,
-                                               float *out);
+UNIECS_API uniecs_status uniecs_encoder_encode(const uniecs_encoder* encoder, const uniecs_item* items,
+                                               size_t n, float* out);
 
 #ifdef __cplusplus
 }
