@@ -103,18 +103,26 @@ void read_normalizer(const Node& node, TokenizerConfig& config) {
 void read_template(const Node& node, TokenizerConfig& config) {
     node.only({"type", "single", "pair", "special_tokens"});
     const Node special = node["special_tokens"];
+    (void)node["pair"].elements();
     bool text_seen = false;
     for (const Node& piece : node["single"].elements()) {
         piece.only({"Sequence", "SpecialToken"});
         if (piece.object().size() != 1) piece.refuse("expected one of Sequence and SpecialToken");
+        const Node content = piece[piece.has("Sequence") ? "Sequence" : "SpecialToken"];
+        content.only({"id", "type_id"});
+        (void)content["type_id"].id();  // the graphs have no use for it
+        const Node which = content["id"];
         if (piece.has("Sequence")) {
-            const Node which = piece["Sequence"]["id"];
             if (which.string() != "A" || text_seen)
                 which.refuse("a template with the text once is supported");
             text_seen = true;
             continue;
         }
-        for (const Node& id : special[piece["SpecialToken"]["id"].string()]["ids"].elements())
+        const Node token = special[which.string()];
+        token.only({"id", "ids", "tokens"});
+        (void)token["id"].string();
+        (void)token["tokens"].elements();
+        for (const Node& id : token["ids"].elements())
             (text_seen ? config.after : config.before).push_back(id.id());
     }
     if (!text_seen) node["single"].refuse("expected the text in it");
@@ -124,6 +132,7 @@ void read_template(const Node& node, TokenizerConfig& config) {
 TokenId second(const Node& pair) {
     const std::vector<Node> parts = pair.elements();
     if (parts.size() != 2) pair.refuse("expected a token and its id");
+    (void)parts[0].string();
     return parts[1].id();
 }
 
