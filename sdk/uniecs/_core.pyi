@@ -1,5 +1,6 @@
-"""The native index core; sdk/cpp/include/uniecs/graph.hpp describes it."""
+"""The native index core (sdk/cpp/include/uniecs/graph.hpp) and tokenizer (sdk/cpp/src/tokenizer.hpp)."""
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -15,8 +16,15 @@ class Plan(TypedDict):
     compared: int
 
 class SnapshotError(Exception): ...
+class BundleError(Exception): ...
 
 def instructions() -> str: ...
+
+class Tokenizer:
+    def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 class RowSet:
     def __init__(self, rows: _Rows) -> None: ...

@@ -1,16 +1,18 @@
-// uniecs._core: the index core for Python, nothing but conversions. Numpy arrays in and out, the GIL
-// released.
+// uniecs._core: the index core and the tokenizer for Python, nothing but conversions. Numpy arrays in and
+// out, the GIL released.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <limits>
 #include <optional>
 
 #include "../src/distance.hpp"
+#include "../src/tokenizer.hpp"
 #include "uniecs/graph.hpp"
 
 namespace nb = nanobind;
@@ -128,13 +130,44 @@ nb::dict stats(const Graph& graph) {
     return made;
 }
 
+// The texts stay where they are, in Python's strings: the tuple keeps them.
+std::vector<std::vector<uniecs::TokenId>> encode_batch(const uniecs::Tokenizer& self,
+                                                       const nb::sequence& texts) {
+    const nb::tuple kept(texts);
+    std::vector<std::string_view> views;
+    views.reserve(kept.size());
+    for (nb::handle each : kept) {
+        Py_ssize_t bytes = 0;
+        const char* text = PyUnicode_AsUTF8AndSize(each.ptr(), &bytes);
+        if (!text) throw nb::python_error();
+        views.emplace_back(text, static_cast<std::size_t>(bytes));
+    }
+    nb::gil_scoped_release release;
+    std::vector<std::vector<uniecs::TokenId>> ids;
+    ids.reserve(views.size());
+    for (std::string_view text : views) ids.push_back(self.encode(text));
+    return ids;
+}
+
 }  // namespace
 
 NB_MODULE(_core, module) {
-    module.doc() = "The native index core; sdk/cpp/include/uniecs/graph.hpp describes it.";
+    module.doc() =
+        "The native index core (sdk/cpp/include/uniecs/graph.hpp) and tokenizer (sdk/cpp/src/tokenizer.hpp).";
     module.def("instructions", &uniecs::instructions,
                "The vector instructions in use: avx512, avx2 or portable.");
     nb::exception<uniecs::SnapshotError>(module, "SnapshotError");
+    nb::exception<uniecs::BundleError>(module, "BundleError");
+
+    nb::class_<uniecs::Tokenizer>(module, "Tokenizer")
+        .def(
+            "__init__",
+            [](uniecs::Tokenizer* self, const nb::bytes& tokenizer_json, std::size_t max_tokens) {
+                new (self) uniecs::Tokenizer({tokenizer_json.c_str(), tokenizer_json.size()}, max_tokens);
+            },
+            "tokenizer_json"_a, "max_tokens"_a)
+        .def_prop_ro("vocab_size", &uniecs::Tokenizer::vocab_size)
+        .def("encode_batch", &encode_batch, "texts"_a);
 
     nb::class_<RowSet>(module, "RowSet")
         .def(
