@@ -17,6 +17,24 @@ class Plan(TypedDict):
 class SnapshotError(Exception): ...
 
 def instructions() -> str: ...
+def resize_instructions() -> list[str]: ...
+def resize(
+    image: npt.NDArray[np.uint8],
+    width: int,
+    height: int,
+    instructions: str = "",
+    whole: tuple[int, int] | None = None,
+    scale: int = 1,
+) -> npt.NDArray[np.uint8]: ...
+def pixel_values(
+    image: npt.NDArray[np.uint8],
+    height_px: int,
+    width_px: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    whole: tuple[int, int] | None = None,
+    scale: int = 1,
+) -> _Floats: ...
 
 class RowSet:
     def __init__(self, rows: _Rows) -> None: ...
