@@ -181,15 +181,15 @@ def pngs() -> Files:
         yield f"png eXIf {orientation}", png(19, 23, 8, 6, before=((b"eXIf", block[6:]),))
         yield f"png eXIf after {orientation}", png(19, 23, 16, 0, after=((b"eXIf", block[6:]),))
         text = f"\nexif\n{len(block):8}\n{block.hex()}\n".encode()
-        yield f"png raw profile {orientation}", png(
-            19, 23, 8, 3, before=(*short, (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)))
+        yield (
+            f"png raw profile {orientation}",
+            png(19, 23, 8, 3, before=(*short, (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)))),
         )
         packet = XMP.format(orientation).encode()
-        yield f"png xmp {orientation}", png(
-            19, 23, 2, 0, before=((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet),)
-        )
-        yield f"png compressed xmp {orientation}", png(
-            19, 23, 8, 2, before=((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(packet)),)
+        yield f"png xmp {orientation}", png(19, 23, 2, 0, before=((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet),))
+        yield (
+            f"png compressed xmp {orientation}",
+            png(19, 23, 8, 2, before=((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(packet)),)),
         )
     yield "png broken raw profile", png(9, 9, 8, 2, before=((b"tEXt", b"Raw profile type exif\0\n\n\n4x"),))
     yield "png text exif", png(9, 9, 8, 2, before=((b"tEXt", b"exif\0" + exif(6)),))
@@ -355,6 +355,18 @@ def image_files() -> dict[str, bytes]:
     return made
 
 
+def with_checksums(data: bytes) -> bytes:
+    """A PNG whose chunks have the right checksums, as far as there are whole chunks."""
+    made, at = bytearray(data), 8
+    while data.startswith(b"\x89PNG") and at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            break
+        made[end : end + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : end]))
+        at = end + 4
+    return bytes(made)
+
+
 def damaged(data: bytes, count: int, random: np.random.Generator) -> Iterator[bytes]:
     """Cut short, with bits flipped, or with bytes replaced, taken out or put in."""
     for number in range(count):
@@ -370,4 +382,4 @@ def damaged(data: bytes, count: int, random: np.random.Generator) -> Iterator[by
         else:
             at = int(random.integers(0, len(data)))
             made[at : at + int(random.integers(0, 9))] = random.bytes(int(random.integers(0, 9)))
-        yield bytes(made)
+        yield with_checksums(bytes(made)) if number % 8 > 3 else bytes(made)

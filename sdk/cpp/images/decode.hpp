@@ -10,7 +10,11 @@
 
 namespace uniecs {
 
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION  // large pictures only cost time there
+constexpr std::int64_t MAX_IMAGE_PIXELS = 500'000;
+#else
 constexpr std::int64_t MAX_IMAGE_PIXELS = 64'000'000;
+#endif
 
 // A JPEG, PNG, WebP, GIF or BMP file to 8-bit RGB: EXIF orientation applied, alpha laid on white, the first
 // frame of an animation. With `preprocessing`, a JPEG far larger than that needs at 1/2, 1/4 or 1/8 of its

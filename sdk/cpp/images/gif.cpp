@@ -74,10 +74,7 @@ class Codes {
 
 class Lzw {
   public:
-    Lzw(Bytes data, int bits) : codes_(data), bits_(bits), clear_(1 << bits) {
-        if (bits > MAX_BITS) throw ImageError("it has codes of " + std::to_string(bits) + " bits");
-        reset();
-    }
+    Lzw(Bytes data, int bits) : codes_(data), bits_(checked(bits)), clear_(1 << bits_) { reset(); }
 
     // The indices that the next code stands for, last one first.
     const std::vector<std::uint8_t>& next() {
@@ -95,6 +92,11 @@ class Lzw {
     }
 
   private:
+    static int checked(int bits) {
+        if (bits > MAX_BITS) throw ImageError("it has codes of " + std::to_string(bits) + " bits");
+        return bits;
+    }
+
     void reset() {
         next_ = clear_ + 2;
         width_ = bits_ + 1;

@@ -243,7 +243,12 @@ class Reader {
                 const Bytes block = rest.part(0, BLOCK);
                 sum = crc32(sum, block.data(), static_cast<uInt>(block.size()));
             }
-            if (cursor_.take(4).be32(0) != sum) throw ImageError("it has a chunk with a wrong checksum");
+            const bool right = cursor_.take(4).be32(0) == sum;
+#ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION  // a fuzzer does not find checksums
+            if (!right) throw ImageError("it has a chunk with a wrong checksum");
+#else
+            static_cast<void>(right);
+#endif
         }
     }
 
