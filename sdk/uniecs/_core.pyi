@@ -19,6 +19,24 @@ class SnapshotError(Exception): ...
 class BundleError(Exception): ...
 
 def instructions() -> str: ...
+def resize_instructions() -> list[str]: ...
+def resize(
+    image: npt.NDArray[np.uint8],
+    width: int,
+    height: int,
+    instructions: str = "",
+    whole: tuple[int, int] | None = None,
+    scale: int = 1,
+) -> npt.NDArray[np.uint8]: ...
+def pixel_values(
+    image: npt.NDArray[np.uint8],
+    height_px: int,
+    width_px: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    whole: tuple[int, int] | None = None,
+    scale: int = 1,
+) -> _Floats: ...
 
 class Tokenizer:
     def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None: ...
