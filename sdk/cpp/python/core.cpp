@@ -149,42 +149,42 @@ std::vector<std::vector<uniecs::TokenId>> encode_batch(const uniecs::Tokenizer& 
     ids.reserve(views.size());
     for (std::string_view text : views) ids.push_back(self.encode(text));
     return ids;
+}
 
-    using Image = nb::ndarray<const std::uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Image = nb::ndarray<const std::uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
-    uniecs::PictureView picture_of(const Image& image, std::optional<std::pair<int, int>> whole, int scale) {
-        constexpr std::size_t MOST = std::numeric_limits<int>::max();
-        if (image.shape(2) != 3 || image.shape(0) > MOST || image.shape(1) > MOST)
-            throw std::invalid_argument("image is not (H, W, 3)");
-        const uniecs::Size size{static_cast<int>(image.shape(1)), static_cast<int>(image.shape(0))};
-        return {image.data(), size, whole ? uniecs::Size{whole->first, whole->second} : size, scale};
+uniecs::PictureView picture_of(const Image& image, std::optional<std::pair<int, int>> whole, int scale) {
+    constexpr std::size_t MOST = std::numeric_limits<int>::max();
+    if (image.shape(2) != 3 || image.shape(0) > MOST || image.shape(1) > MOST)
+        throw std::invalid_argument("image is not (H, W, 3)");
+    const uniecs::Size size{static_cast<int>(image.shape(1)), static_cast<int>(image.shape(0))};
+    return {image.data(), size, whole ? uniecs::Size{whole->first, whole->second} : size, scale};
+}
+
+Numpy<float> pixel_values(const Image& image, int height_px, int width_px, const std::array<double, 3>& mean,
+                          const std::array<double, 3>& std, std::optional<std::pair<int, int>> whole,
+                          int scale) {
+    const auto picture = picture_of(image, whole, scale);
+    if (height_px < 1 || width_px < 1) throw std::invalid_argument("height_px and width_px are at least 1");
+    const auto height = static_cast<std::size_t>(height_px), width = static_cast<std::size_t>(width_px);
+    std::vector<float> values(3 * height * width);
+    {
+        nb::gil_scoped_release release;
+        uniecs::pixel_values(picture, {height_px, width_px, mean, std}, values);
     }
+    return numpy(std::move(values), {3, height, width});
+}
 
-    Numpy<float> pixel_values(const Image& image, int height_px, int width_px,
-                              const std::array<double, 3>& mean, const std::array<double, 3>& std,
-                              std::optional<std::pair<int, int>> whole, int scale) {
-        const auto picture = picture_of(image, whole, scale);
-        if (height_px < 1 || width_px < 1)
-            throw std::invalid_argument("height_px and width_px are at least 1");
-        const auto height = static_cast<std::size_t>(height_px), width = static_cast<std::size_t>(width_px);
-        std::vector<float> values(3 * height * width);
-        {
-            nb::gil_scoped_release release;
-            uniecs::pixel_values(picture, {height_px, width_px, mean, std}, values);
-        }
-        return numpy(std::move(values), {3, height, width});
+Numpy<std::uint8_t> resize(const Image& image, int width, int height, const std::string& instructions,
+                           std::optional<std::pair<int, int>> whole, int scale) {
+    const auto picture = picture_of(image, whole, scale);
+    std::vector<std::uint8_t> made;
+    {
+        nb::gil_scoped_release release;
+        made = uniecs::resize(picture, {width, height}, instructions);
     }
-
-    Numpy<std::uint8_t> resize(const Image& image, int width, int height, const std::string& instructions,
-                               std::optional<std::pair<int, int>> whole, int scale) {
-        const auto picture = picture_of(image, whole, scale);
-        std::vector<std::uint8_t> made;
-        {
-            nb::gil_scoped_release release;
-            made = uniecs::resize(picture, {width, height}, instructions);
-        }
-        return numpy(std::move(made), {static_cast<std::size_t>(height), static_cast<std::size_t>(width), 3});
-    }
+    return numpy(std::move(made), {static_cast<std::size_t>(height), static_cast<std::size_t>(width), 3});
+}
 
 }  // namespace
 
