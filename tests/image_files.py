@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -131,7 +132,7 @@ def png(
     packed = zlib.compress(raw)
     cuts = np.linspace(0, len(packed), parts + 1).astype(int)
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
-    chunks = ((b"IHDR", header), *before, *((b"IDAT", packed[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)))
+    chunks = ((b"IHDR", header), *before, *((b"IDAT", packed[a:b]) for a, b in itertools.pairwise(cuts)))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in (*chunks, *after, (b"IEND", b"")))
 
 

@@ -59,7 +59,7 @@ def test_resize_is_pillows_at_every_size() -> None:
             assert found.tobytes() == expected.tobytes(), f"{each}: {width}x{height} to {to}"
 
 
-@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (1, 1), (1200, 900), (40_000, 2), (30, 40), (30, 7), (8, 40)])
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (1, 1), (1200, 900), (900_000, 1), (30, 40), (30, 7), (8, 40)])
 def test_resize_of_long_and_unchanged_sides(size: tuple[int, int]) -> None:
     pixels = sample(np.random.default_rng(1), *size)
     for each in _core.resize_instructions():

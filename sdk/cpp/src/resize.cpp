@@ -31,34 +31,50 @@ class Rows {
     std::vector<const std::uint8_t*> starts_;
 };
 
+// Calls `one(weights, begin)` for some outputs after others: a line of many millions of pixels has as many
+// weights.
+template <typename One>
+void in_parts(int in, double length, int out, const ResizeKernels& kernels, One one) {
+    constexpr double MOST = 1 << 20;
+    const double each = 4 * std::max(length / out, 1.0);
+    const int some = std::max(1, static_cast<int>(std::min<double>(out, MOST / each)));
+    for (int begin = 0; begin < out; begin += some) {
+        const int end = std::min(out, begin + some);
+        one(kernels.pack(bicubic_weights(in, length, out, begin, end)), begin);
+    }
+}
+
 std::vector<std::uint8_t> scaled_across(const std::uint8_t* pixels, Size size, double length, int width,
                                         const ResizeKernels& kernels) {
-    const PackedWeights weights = kernels.pack(bicubic_weights(size.width, length, width));
     const Rows rows(pixels, static_cast<std::size_t>(size.width) * 3, size.height);
-    std::vector<std::uint8_t> out(static_cast<std::size_t>(width) * 3 * size.height);
     const auto height = static_cast<std::size_t>(size.height);
-    for (std::size_t y = 0; y < height; y += ROWS) {
-        const std::uint8_t* from[ROWS];
-        std::uint8_t* to[ROWS];
-        for (std::size_t i = 0; i < ROWS; ++i) {  // a last group that is not full does its last row again
-            from[i] = rows[y + i];
-            to[i] = out.data() + std::min(y + i, height - 1) * width * 3;
+    std::vector<std::uint8_t> out(static_cast<std::size_t>(width) * 3 * height);
+    in_parts(size.width, length, width, kernels, [&](const PackedWeights& weights, int begin) {
+        for (std::size_t y = 0; y < height; y += ROWS) {
+            const std::uint8_t* from[ROWS];
+            std::uint8_t* to[ROWS];
+            for (std::size_t i = 0; i < ROWS; ++i) {  // a last group that is not full does its last row again
+                from[i] = rows[y + i];
+                to[i] = out.data() + 3 * (std::min(y + i, height - 1) * width + begin);
+            }
+            kernels.across(weights, from, to);
         }
-        kernels.across(weights, from, to);
-    }
+    });
     return out;
 }
 
 std::vector<std::uint8_t> scaled_down(const std::uint8_t* pixels, Size size, double length, int height,
                                       const ResizeKernels& kernels) {
-    const PackedWeights weights = kernels.pack(bicubic_weights(size.height, length, height));
     const std::size_t row_bytes = static_cast<std::size_t>(size.width) * 3;
-    std::vector<std::uint8_t> out(row_bytes * height);
+    std::vector<std::uint8_t> out(row_bytes * static_cast<std::size_t>(height));
     std::vector<const std::uint8_t*> rows;
     for (int y = 0; y < size.height + TAPS - 1; ++y)  // weights of 0 stand for the rows below the last
         rows.push_back(pixels + std::min(y, size.height - 1) * row_bytes);
-    for (int y = 0; y < height; ++y)
-        kernels.down(weights, y, rows.data() + weights.first[y], row_bytes, out.data() + y * row_bytes);
+    in_parts(size.height, length, height, kernels, [&](const PackedWeights& weights, int begin) {
+        for (std::size_t i = 0; i < weights.first.size(); ++i)
+            kernels.down(weights, static_cast<int>(i), rows.data() + weights.first[i], row_bytes,
+                         out.data() + (begin + i) * row_bytes);
+    });
     return out;
 }
 

@@ -31,27 +31,25 @@ std::int32_t fixed_point(double weight) {
 
 }  // namespace
 
-Weights bicubic_weights(int in, double length, int out) {
+Weights bicubic_weights(int in, double length, int out, int begin, int end) {
     // Pillow keeps the length in single precision.
     const double step = static_cast<double>(static_cast<float>(length)) / out;
     const double stretch = std::max(step, 1.0), support = 2 * stretch, shrink = 1 / stretch;
     Weights made;
     made.taps = std::min(static_cast<int>(std::ceil(support)) * 2 + 1, in);
-    made.first.resize(static_cast<std::size_t>(out));
-    made.count.resize(static_cast<std::size_t>(out));
-    made.values.assign(static_cast<std::size_t>(out) * made.taps, 0);
+    made.values.assign(static_cast<std::size_t>(end - begin) * made.taps, 0);
     std::vector<double> line(static_cast<std::size_t>(made.taps));
-    for (int i = 0; i < out; ++i) {
+    for (int i = begin; i < end; ++i) {
         const double centre = (i + 0.5) * step;
         const int first = std::max(0, static_cast<int>(centre - support + 0.5));
         const int count = std::min(in, static_cast<int>(centre + support + 0.5)) - first;
         double sum = 0;
         for (int x = 0; x < count; ++x) sum += line[x] = bicubic((x + first - centre + 0.5) * shrink);
         for (int x = 0; x < count; ++x)
-            made.values[static_cast<std::size_t>(i) * made.taps + x] =
+            made.values[static_cast<std::size_t>(i - begin) * made.taps + x] =
                 fixed_point(sum != 0 ? line[x] / sum : line[x]);
-        made.first[i] = first;
-        made.count[i] = count;
+        made.first.push_back(first);
+        made.count.push_back(count);
     }
     return made;
 }

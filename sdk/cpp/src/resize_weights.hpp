@@ -22,8 +22,8 @@ struct Weights {
 };
 
 // Of a line of `in` pixels, whose first `length` (a fraction where a reduced side was rounded up) become
-// `out`.
-Weights bicubic_weights(int in, double length, int out);
+// `out`: for the outputs from `begin` to before `end`.
+Weights bicubic_weights(int in, double length, int out, int begin, int end);
 
 // The value of each channel for each byte.
 using NormalizeTable = std::array<std::array<float, 256>, 3>;

@@ -46,8 +46,8 @@ Pixels pass(const Pixels& from, const uniecs::Weights& weights, int lines, int l
 Pixels reference(const Pixels& from, uniecs::Size size, uniecs::Size whole, int scale, uniecs::Size to) {
     Pixels across = from;
     if (size.width != to.width) {
-        const auto weights =
-            uniecs::bicubic_weights(size.width, static_cast<double>(whole.width) / scale, to.width);
+        const auto weights = uniecs::bicubic_weights(size.width, static_cast<double>(whole.width) / scale,
+                                                     to.width, 0, to.width);
         across.assign(static_cast<std::size_t>(to.width * size.height * 3), 0);
         for (int channel = 0; channel < 3; ++channel) {
             const Pixels some(from.begin() + channel, from.end());
@@ -57,15 +57,15 @@ Pixels reference(const Pixels& from, uniecs::Size size, uniecs::Size whole, int 
         }
     }
     if (size.height == to.height) return across;
-    const auto weights =
-        uniecs::bicubic_weights(size.height, static_cast<double>(whole.height) / scale, to.height);
+    const auto weights = uniecs::bicubic_weights(size.height, static_cast<double>(whole.height) / scale,
+                                                 to.height, 0, to.height);
     const int row = to.width * 3;
     return pass(across, weights, row, 1, row, 1, row, static_cast<std::size_t>(row * to.height));
 }
 
 // What the kernels make of lines of random samples with one weight raised by `error` of its 2^22.
 Pixels scaled(const uniecs::ResizeKernels& kernels, const Pixels& from, int width, int out, int error) {
-    uniecs::Weights weights = uniecs::bicubic_weights(width, width, out);
+    uniecs::Weights weights = uniecs::bicubic_weights(width, width, out, 0, out);
     weights.values[static_cast<std::size_t>((out / 2) * weights.taps + weights.count[out / 2] / 2)] += error;
     Pixels padded = from, made(static_cast<std::size_t>(out) * 3);
     padded.resize(from.size() + uniecs::OVERREAD);
