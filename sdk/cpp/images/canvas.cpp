@@ -54,13 +54,15 @@ Picture shown(Canvas canvas) {
         return made;
     }
     const auto channels = static_cast<std::size_t>(canvas.channels);
-    const std::size_t green = channels == 4 ? 1 : 0, blue = 2 * green, alpha = channels - 1;
+    const std::size_t green = channels == 4 ? 1 : 0, blue = 2 * green;
     Picture made = empty_picture(canvas.size);
     const std::uint8_t* from = canvas.samples.data();
     for (std::size_t i = 0; i < made.pixels.size(); i += 3, from += channels) {
-        made.pixels[i] = over_white(from[0], from[alpha]);
-        made.pixels[i + 1] = over_white(from[green], from[alpha]);
-        made.pixels[i + 2] = over_white(from[blue], from[alpha]);
+        const std::uint8_t alpha = from[channels - 1];
+        std::uint8_t* to = &made.pixels[i];
+        to[0] = over_white(from[0], alpha);
+        to[1] = over_white(from[green], alpha);
+        to[2] = over_white(from[blue], alpha);
     }
     return made;
 }

@@ -1,4 +1,5 @@
-// WebP by libwebp's decoder of animations, as Pillow calls it for pictures of every kind.
+// WebP by libwebp: the first frame on a clear canvas, as its decoder of animations, which Pillow calls for
+// pictures of every kind, would lay it.
 #include <webp/decode.h>
 #include <webp/demux.h>
 
@@ -25,6 +26,21 @@ Metadata metadata_of(const WebPDemuxer* demuxer) {
     return made;
 }
 
+// A frame to its place on a canvas of 3 or 4 channels.
+bool decode_frame(const WebPIterator& frame, Canvas& canvas) {
+    WebPDecoderConfig config;
+    if (!WebPInitDecoderConfig(&config)) return false;
+    const std::size_t stride = static_cast<std::size_t>(canvas.size.width) * canvas.channels;
+    const std::size_t start = frame.y_offset * stride + static_cast<std::size_t>(frame.x_offset) *
+                                                            static_cast<std::size_t>(canvas.channels);
+    config.output.colorspace = canvas.channels == 4 ? MODE_RGBA : MODE_RGB;
+    config.output.is_external_memory = 1;
+    config.output.u.RGBA.rgba = canvas.samples.data() + start;
+    config.output.u.RGBA.stride = static_cast<int>(stride);
+    config.output.u.RGBA.size = canvas.samples.size() - start;
+    return WebPDecode(frame.fragment.bytes, frame.fragment.size, &config) == VP8_STATUS_OK;
+}
+
 }  // namespace
 
 Decoded decode_webp(Bytes file) {
@@ -39,16 +55,11 @@ Decoded decode_webp(Bytes file) {
     WebPBitstreamFeatures features;
     const bool opaque =
         WebPGetFeatures(file.data(), file.size(), &features) == VP8_STATUS_OK && !features.has_alpha;
-    const std::unique_ptr<WebPAnimDecoder, decltype(&WebPAnimDecoderDelete)> decoder(
-        WebPAnimDecoderNew(&data, nullptr), WebPAnimDecoderDelete);
-    std::uint8_t* pixels = nullptr;
-    int milliseconds = 0;
-    if (!decoder || !WebPAnimDecoderGetNext(decoder.get(), &pixels, &milliseconds))
-        throw ImageError("it is damaged");
-    Canvas canvas(size, 4);
-    std::copy_n(pixels, canvas.samples.size(), canvas.samples.data());
-    if (opaque)
-        for (std::size_t i = 3; i < canvas.samples.size(); i += 4) canvas.samples[i] = 255;
+    Canvas canvas(size, opaque ? 3 : 4);
+    WebPIterator frame;
+    const bool whole = WebPDemuxGetFrame(demuxer.get(), 1, &frame) && decode_frame(frame, canvas);
+    WebPDemuxReleaseIterator(&frame);
+    if (!whole) throw ImageError("it is damaged");
     return {shown(std::move(canvas)), orientation(metadata)};
 }
 
