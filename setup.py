@@ -9,7 +9,8 @@ from setuptools import Extension, setup
 NANOBIND = Path(nanobind.__file__).parent
 CORE = Path("sdk/cpp")
 # Nothing of the machine that builds: the core chooses its instructions when it runs.
-FLAGS = ["/std:c++17", "/O2", "/EHsc"] if sys.platform == "win32" else ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
+UNIX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
+FLAGS = ["/std:c++17", "/O2", "/EHsc"] if sys.platform == "win32" else UNIX_FLAGS
 # nanobind's own code casts between Python's structs.
 ALIASING = [] if sys.platform == "win32" else ["-fno-strict-aliasing"]
 

@@ -298,3 +298,13 @@ def test_bad_texts_give_a_clear_error(text: object) -> None:
 @pytest.mark.parametrize("text", ["red kurta", "红色连衣裙", "👗", "a\0b", "é" * 100_000])
 def test_unusual_texts_are_accepted(text: str) -> None:
     assert check_text(text) == text
+
+
+def test_a_palette_without_colours_is_an_image_error() -> None:
+    file = io.BytesIO()
+    Image.new("P", (3, 3)).save(file, "PNG")
+    data = file.getvalue()
+    start = data.index(b"PLTE") - 4
+    length = int.from_bytes(data[start : start + 4])
+    with pytest.raises(ImageError):
+        open_image(data[:start] + data[start + 12 + length :])

@@ -44,6 +44,7 @@ DECODER_ERRORS = (
     EOFError,
     LookupError,
     ArithmeticError,
+    AssertionError,
     MemoryError,
     NotImplementedError,
     struct.error,
