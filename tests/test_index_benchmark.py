@@ -117,7 +117,7 @@ def test_clustered_vectors_are_units_and_the_same_each_time(bench: SimpleNamespa
 def test_turns_change_who_is_first(bench: SimpleNamespace) -> None:
     order: list[str] = []
     turns = {name: lambda name=name: order.append(name) for name in "abc"}
-    assert set(bench.index.by_turns(turns, 3)) == set("abc")
+    assert set(bench.index.by_turns(turns, 3, 1)) == set("abc")
     assert "".join(order) == "abcbcacab"
 
 
