@@ -138,7 +138,9 @@ AVX512 void dot_float_avx512(const void* query, const std::byte* const* codes, s
     auto* result = static_cast<float*>(out);
     std::size_t i = 0;
     for (; i + 4 <= n; i += 4) dot_group_avx512<Load, 4>(q, codes + i, dim, result + i);
-    for (; i < n; ++i) dot_group_avx512<Load, 1>(q, codes + i, dim, result + i);
+    if (n - i == 3) dot_group_avx512<Load, 3>(q, codes + i, dim, result + i);
+    if (n - i == 2) dot_group_avx512<Load, 2>(q, codes + i, dim, result + i);
+    if (n - i == 1) dot_group_avx512<Load, 1>(q, codes + i, dim, result + i);
 }
 
 template <std::size_t N>

@@ -88,10 +88,14 @@ class Graph::Impl {
 
     // search.cpp
     Hits search(Span<const float> query, std::size_t k, const SearchOptions& options) const;
+    double share_of(std::size_t matching) const;
     Plan plan(std::size_t k, const SearchOptions& options, std::size_t matching) const;
     void search_graph(Scratch& s, std::uint64_t entry, std::size_t ef) const;
     template <typename Passes>
-    void search_filtered(Scratch& s, std::uint64_t entry, const Plan& plan, double share,
+    bool search_around(Scratch& s, Span<const Near> entries, std::size_t ef, double share,
+                       Passes passes) const;
+    template <typename Passes>
+    bool search_filtered(Scratch& s, std::uint64_t entry, const Plan& plan, bool thorough,
                          Passes passes) const;
     template <typename Passes>
     void exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
@@ -100,6 +104,7 @@ class Graph::Impl {
     void search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer) const;
     std::vector<Near> starts(Scratch& s, std::uint64_t entry, unsigned layer) const;
     void gather(Scratch& s, Node node, unsigned layer) const;
+    void compare_batch(Scratch& s) const;
     void score_batch(Scratch& s) const;
     float score(const Scratch& s, Node node) const {
         return s.query.score(nodes.vector(node), nodes.header(node).scale);

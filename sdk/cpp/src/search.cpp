@@ -7,19 +7,23 @@ namespace uniecs {
 
 namespace {
 
-// Breadth that gives a recall@10 above 0.95 on the catalogues of benchmarks/index.py.
+// All by measurement (benchmarks/index.py), for a recall@10 above 0.95 on its catalogues.
 constexpr std::size_t DEFAULT_EF = 128;
-constexpr std::size_t WIDE_EF = 256;  // of a filtered search in the worse case
-// What a search in the graph costs, in vectors compared in order: by measurement (benchmarks/index.py).
-constexpr std::size_t COMPARED_PER_EF = 16;
-constexpr std::size_t FILTERED_COST = 5000;
-constexpr double DENSE_SHARE = 0.15;  // from here on a step of a filtered search finds enough that matches
+// A filtered search around the query: nodes that pass, for each that is asked for (10 at least). More where
+// more pass, or the walk would be short; more where few pass, for then it leads far.
+constexpr double NARROW = 1.1, NARROW_DENSE = 1.6, NARROW_SPARSE = 3, NARROW_MOST = 4;
+constexpr double SPARSE_SHARE = 0.1;
+// A filtered search elsewhere, through nodes that pass alone: the breadth, broader below this share.
+constexpr std::size_t WIDE_EF = 192;
+constexpr double DENSE_SHARE = 0.15;
+// What passes lies elsewhere if, of the nodes around the query, less than this part of the expected number
+// passes; judged once so many are expected.
+constexpr double ELSEWHERE = 0.35, SURE = 12;
+// What breadth costs in vectors compared in order: unfiltered and around the query, and elsewhere.
+constexpr std::size_t COMPARED_PER_EF = 24, WALKED_PER_EF = 40;
+constexpr double EXACT = 2000;  // so few are always compared: no walk is much faster
 // The CPU itself fetches on from here.
 constexpr std::size_t PREFETCHED_BYTES = 256;
-// Of a filtered search: nodes looked at whether they match or not, and the breadth where they match as often
-// as any.
-constexpr std::size_t SCOUTS = 32;
-constexpr std::size_t NARROW_EF = 48;
 
 void prefetch(const void* memory) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -99,8 +103,8 @@ void Graph::Impl::gather(Scratch& s, Node node, unsigned layer) const {
         if (s.visit(s.links[i])) s.batch.push_back(s.links[i]);
 }
 
-// Compare the nodes of `batch` with the query, add them to the beam, and empty the batch.
-void Graph::Impl::score_batch(Scratch& s) const {
+// Compare the nodes of `batch` with the query: into `scores`; the batch is left empty.
+void Graph::Impl::compare_batch(Scratch& s) const {
     const std::size_t n = s.batch.size();
     s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
     for (std::size_t i = 0; i < n; ++i) {
@@ -110,9 +114,15 @@ void Graph::Impl::score_batch(Scratch& s) const {
     if (config.storage == Storage::int8)
         for (std::size_t i = 0; i < n; ++i) s.scales[i] = nodes.header(s.batch[i]).scale;
     s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
-    for (std::size_t i = 0; i < n; ++i) s.beam.add(s.scores[i], s.batch[i]);
     s.compared += n;
     s.batch.clear();
+}
+
+// The same, and add them to the beam.
+void Graph::Impl::score_batch(Scratch& s) const {
+    s.order = s.batch;
+    compare_batch(s);
+    for (std::size_t i = 0; i < s.order.size(); ++i) s.beam.add(s.scores[i], s.order[i]);
 }
 
 // Greedy from the entry down to `to_layer` + 1 (Algorithm 5, lines 5 to 7); the node to start with in
@@ -168,45 +178,63 @@ void Graph::Impl::search_graph(Scratch& s, std::uint64_t from, std::size_t ef) c
     search_layer(s, {entries.data(), entries.size()}, ef, 0);
 }
 
-// Only nodes that pass are compared; those that do not lend their neighbours instead. The start is in the
-// beam whether it passes or not.
-//
-// The nearest nodes, whether they pass or not, are looked at first. If they pass about as often as nodes do
-// at large
-// (`share`), a narrow beam finds what is asked for; if they do not, what passes lies elsewhere and the beam
-// is wide.
+// The nodes around the query are expanded nearest first, whether they pass or not, and what passes is kept: a
+// search without a filter that goes on until its beam is full of what passes. False if what passes turns out
+// to lie elsewhere; the beam has then what passed so far.
 template <typename Passes>
-void Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& plan, double share,
-                                  Passes passes) const {
-    s.seeds = starts(s, from, 0);
+bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_t ef, double share,
+                                Passes passes) const {
+    const auto further = [](const Near& a, const Near& b) { return a.score < b.score; };
     s.forget();
-    s.beam.start(SCOUTS);
-    for (const Near& each : s.seeds) {
+    s.seeds.clear();
+    s.beam.start(ef);
+    std::size_t expanded = 0, passing = 0;
+    const auto meet = [&](const Near& each) {
+        if (!s.beam.takes(each.score)) return;
+        s.seeds.push_back(each);
+        std::push_heap(s.seeds.begin(), s.seeds.end(), further);
+        if (passes(each.node)) s.beam.add(each.score, each.node);
+    };
+    const auto elsewhere = [&] {
+        const double expected = share * static_cast<double>(expanded);
+        return expected >= SURE && static_cast<double>(passing) < ELSEWHERE * expected;
+    };
+    for (const Near& each : entries) {
         s.visit(each.node);
-        s.beam.add(each.score, each.node);
+        meet(each);
     }
-    const Near first = s.seeds.front();
-    s.seeds.erase(
-        std::remove_if(s.seeds.begin(), s.seeds.end(), [&](const Near& each) { return !passes(each.node); }),
-        s.seeds.end());
-    for (Node node; (node = s.beam.next()) != NO_NODE;) {
+    while (!s.seeds.empty() && s.beam.takes(s.seeds.front().score)) {
+        if (elsewhere()) return false;
+        const Node node = s.seeds.front().node;
+        std::pop_heap(s.seeds.begin(), s.seeds.end(), further);
+        s.seeds.pop_back();
+        if (!s.seeds.empty()) prefetch(nodes.links(s.seeds.front().node, 0));
+        ++expanded, passing += passes(node);
         gather(s, node, 0);
+        for (Node near : s.batch) prefetch(&nodes.header(near));  // `passes` reads it
         s.order = s.batch;
-        score_batch(s);
-        for (std::size_t i = 0; i < s.order.size(); ++i)
-            if (passes(s.order[i])) s.seeds.push_back({s.scores[i], s.order[i]});
+        compare_batch(s);
+        for (std::size_t i = 0; i < s.order.size(); ++i) meet({s.scores[i], s.order[i]});
     }
-    std::size_t passing = 0;
-    for (const Near& each : s.beam.nodes()) passing += passes(each.node);
-    const bool here =
-        static_cast<double>(passing) >= 0.25 * share * static_cast<double>(s.beam.nodes().size());
-    if (s.seeds.empty()) s.seeds.push_back(first);
+    return !elsewhere();
+}
+
+// Around the query first; if what passes lies elsewhere, only nodes that pass are compared, and those that do
+// not lend their neighbours instead. The nearest start is in the beam whether it passes or not. False, and
+// nothing found, where that is dearer than to compare all that match, and `thorough` does not ask for it.
+template <typename Passes>
+bool Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& plan, bool thorough,
+                                  Passes passes) const {
+    const std::vector<Near> entries = starts(s, from, 0);
+    const double share = share_of(plan.matching);
+    if (search_around(s, {entries.data(), entries.size()}, plan.narrow_ef, share, passes)) return true;
+    if (!thorough && plan.matching <= WALKED_PER_EF * plan.ef) return false;
+    s.seeds = s.beam.nodes();
+    s.seeds.push_back(entries.front());
     s.forget();
-    s.beam.start(here ? plan.narrow_ef : plan.ef);
-    for (const Near& each : s.seeds) {
-        s.visit(each.node);
-        s.beam.add(each.score, each.node);
-    }
+    s.beam.start(plan.ef);
+    for (const Near& each : s.seeds)
+        if (s.visit(each.node)) s.beam.add(each.score, each.node);
     for (Node node; (node = s.beam.next()) != NO_NODE;) {
         s.links.resize(2 * config.M);
         std::size_t n = read_links(nodes.links(node, 0), 2 * config.M, s.links.data());
@@ -222,6 +250,7 @@ void Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& pl
         }
         score_batch(s);
     }
+    return true;
 }
 
 // Every row of the filter, or every node, compared: the k nearest that pass.
@@ -273,20 +302,30 @@ Node Graph::Impl::node_of(Row row) const {
     return place ? place->load(std::memory_order_acquire) - 1 : NO_NODE;
 }
 
+// Of the live rows; at least something, so that it can be divided by.
+double Graph::Impl::share_of(std::size_t matching) const {
+    const auto all = static_cast<double>(std::max<std::size_t>(1, live.load()));
+    return std::clamp(static_cast<double>(matching) / all, 1 / all, 1.0);
+}
+
 Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t matching) const {
     Plan plan;
     plan.matching = matching;
-    const std::size_t all = std::max<std::size_t>(1, live.load());
-    const double share = std::min(1.0, static_cast<double>(matching) / static_cast<double>(all));
-    // The fewer nodes match, the more links lead nowhere: the walk is broader, and each of its steps dearer.
-    const double sparse = options.filter ? std::clamp(DENSE_SHARE / std::max(share, 1e-9), 1.0, 4.0) : 1;
-    const auto broad = [&](std::size_t ef) {
-        return std::max(static_cast<std::size_t>(static_cast<double>(ef) * sparse), 2 * k);
-    };
-    plan.ef = options.ef ? std::max(options.ef, k) : broad(options.filter ? WIDE_EF : DEFAULT_EF);
-    plan.narrow_ef = options.ef || !options.filter ? plan.ef : broad(NARROW_EF);
-    const double cost = options.filter ? static_cast<double>(FILTERED_COST) * sparse * sparse
-                                       : static_cast<double>(COMPARED_PER_EF * plan.ef);
+    const double share = share_of(matching);
+    if (options.ef) {
+        plan.ef = plan.narrow_ef = std::max(options.ef, k);
+    } else if (!options.filter) {
+        plan.ef = plan.narrow_ef = std::max(DEFAULT_EF, 2 * k);
+    } else {
+        const double sparse = std::max(0.0, SPARSE_SHARE / share - 1);
+        plan.narrow_ef = static_cast<std::size_t>(
+            static_cast<double>(std::max<std::size_t>(k, 10)) *
+            std::min(NARROW_MOST, NARROW + NARROW_DENSE * share + NARROW_SPARSE * sparse));
+        plan.ef =
+            std::max(static_cast<std::size_t>(WIDE_EF * std::clamp(DENSE_SHARE / share, 1.0, 4.0)), 2 * k);
+    }
+    const std::size_t ef = options.filter ? plan.narrow_ef : plan.ef;
+    const double cost = std::max(EXACT, static_cast<double>(COMPARED_PER_EF * ef) / share);
     if (options.strategy)
         plan.strategy = *options.strategy;
     else if (static_cast<double>(matching) <= cost || 2 * plan.ef >= matching)
@@ -319,13 +358,12 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     const auto visible = [&](Node node) {
         return nodes.visible(node, now) && (!filter || filter->contains(nodes.header(node).row));
     };
-    const double share =
-        std::min(1.0, static_cast<double>(matching) / static_cast<double>(std::max<std::size_t>(1, all)));
+    const bool thorough = options.strategy != nullptr;
     if (hits.plan.strategy != Strategy::exact) {
         if (hits.plan.strategy == Strategy::graph)
             search_graph(*s, from, hits.plan.ef);
-        else
-            search_filtered(*s, from, hits.plan, share, visible);
+        else if (!search_filtered(*s, from, hits.plan, thorough, visible))
+            hits.plan.strategy = Strategy::exact;
         for (const Near& each : s->beam.nodes())
             if (visible(each.node)) found.push_back(each);
     }
@@ -333,7 +371,7 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     if (hits.plan.strategy == Strategy::graph && found.size() < std::min(k, all)) {
         hits.plan.strategy = Strategy::filtered_graph;
         found.clear();
-        search_filtered(*s, from, hits.plan, share, visible);
+        search_filtered(*s, from, hits.plan, true, visible);
         for (const Near& each : s->beam.nodes())
             if (visible(each.node)) found.push_back(each);
     }
