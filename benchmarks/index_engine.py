@@ -19,14 +19,14 @@ from store import drawn, put_all
 from uniecs.catalog import Product
 from uniecs.database import Durability
 from uniecs.encoder import Encoder, EncodeResult
-from uniecs.engine import SearchEngine
+from uniecs.engine import CHUNK, SearchEngine
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.local_index import LocalIndex
 from uniecs.store import Store
 
 VIEW = "multimodal"
 MODEL = "given"
-BATCH = 64  # products of one change, as `SearchEngine.add` makes them
+BATCH = CHUNK
 FILL = 2048
 ADDED = 10_000
 CALLS = 1000

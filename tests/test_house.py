@@ -35,6 +35,7 @@ MODULES = {
     "uniecs.preprocess": "contract",
     "uniecs.catalog": "contract",
     "uniecs.filters": "contract",
+    "uniecs.pacing": "contract",
     "uniecs.bundle": "contract",
     "uniecs._core": "contract",  # compiled, from sdk/cpp
     "uniecs.int8_recipe": "contract",

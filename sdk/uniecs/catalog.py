@@ -244,6 +244,8 @@ def _attribute(value: object, name: str) -> Attribute:
 
 def _plain(value: object, name: str) -> Scalar | None:
     """A JSON scalar, or None for what is absent; raises `InputError` for any other type."""
+    if type(value) is str:  # most are: it need not be asked what else it is
+        return None if _is_missing(value) else _unicode(value, name)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Decimal):
@@ -265,7 +267,8 @@ def _plain(value: object, name: str) -> Scalar | None:
 
 def _unicode(text: str, name: str) -> str:
     try:
-        text.encode("utf-8")
+        if not text.isascii():
+            text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"{name} is not valid Unicode (was the file UTF-8?): {error}") from error
     return text

@@ -23,6 +23,7 @@ from uniecs.index import Found, Index, Vectors, check_vectors
 from uniecs.index_folder import VIEW_INPUTS, BundleReference, IndexConfig
 from uniecs.local_index import LocalIndex
 from uniecs.milvus_connection import is_milvus_url
+from uniecs.pacing import paced
 from uniecs.query_cache import QueryCache
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 Where: TypeAlias = Mapping[str, object]
 
 QUERY_CACHE = 1024  # embeddings of queries kept: about a megabyte
-# Products embedded together: bounds the memory that their decoded images take.
-CHUNK = 64
+# Products of one change, which waits for the disk once; images given as arrays are held for so many.
+CHUNK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class SearchEngine:
         from tqdm import tqdm
 
         self._check_open()
-        items = enumerate(read_catalog(products))
+        items = enumerate(paced(read_catalog(products)))
         added, rejected = 0, list[Rejected]()
         total = len(products) if isinstance(products, Sized) and not isinstance(products, str) else None
         with tqdm(desc="update" if known else "add", total=total, unit="product", disable=None) as bar:
@@ -223,7 +224,7 @@ class SearchEngine:
         queries: list[Query] = []
         plans: list[dict[str, int] | UniecsError] = []
         held = self._index.known([item.id for item in chunk if isinstance(item, Product)])
-        for item in chunk:
+        for item in paced(chunk):
             try:
                 plans.append(self._plan(item, known, held, queries))
             except UniecsError as error:
@@ -278,7 +279,7 @@ class SearchEngine:
         with self._change():
             # Again: another thread may have changed it since.
             held = self._index.known([item.id for item in chunk if isinstance(item, Product)])
-            for item, outcome in zip(chunk, outcomes, strict=True):
+            for item, outcome in zip(paced(chunk), outcomes, strict=True):
                 try:
                     if isinstance(outcome, UniecsError):
                         raise outcome

@@ -23,6 +23,7 @@ from uniecs.filters import Filter, matches
 from uniecs.index import Found, Vectors, check_vectors
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.index_migration import migrate
+from uniecs.pacing import note_search, searched_lately
 from uniecs.store import Store
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ class LocalIndex:
         self.embed_dim: int = store.embed_dim
         self.bundle: BundleReference = store.bundle
         self._changing = threading.RLock()
-        self._threads = max(1, usable_cpus() - 1)  # one is left to searches
         self._filters = FilterSets(self._rows_matching)
         self._graphs: dict[str, Graph] = {}
         self._reached: dict[str, tuple[int, int]] = {}  # per view: the store's sequence and last row that it shows
@@ -112,6 +112,10 @@ class LocalIndex:
             raise
         return index
 
+    def _threads(self) -> int:
+        """For a change of a graph: one CPU is left to searches where there are any."""
+        return max(1, usable_cpus() - searched_lately())
+
     def _empty_graph(self) -> Graph:
         from uniecs._core import Graph
 
@@ -161,10 +165,12 @@ class LocalIndex:
             batches = self._store.vectors_after(view, last_row)
             try:
                 for rows, vectors in [_joined(batches, self.embed_dim)] if at_once else batches:
-                    graph.apply(removed, rows.astype(np.uint64), check_vectors(vectors, self.embed_dim), self._threads)
+                    graph.apply(
+                        removed, rows.astype(np.uint64), check_vectors(vectors, self.embed_dim), self._threads()
+                    )
                     removed = NO_ROWS
                 if len(removed):
-                    graph.apply(removed, NO_ROWS, np.zeros((0, self.embed_dim), np.float32), self._threads)
+                    graph.apply(removed, NO_ROWS, np.zeros((0, self.embed_dim), np.float32), self._threads())
             except ValueError as error:  # a change that was stopped before left some of it
                 raise IndexFileError(f"the graph of {view} does not take the changes of the store: {error}") from error
             if len(graph) != self._store.count(view):
@@ -264,7 +270,7 @@ class LocalIndex:
         graph = self._graphs[view]
         removed = np.array([row for row in old.tolist() if row in graph], np.uint64)
         stacked = np.stack(vectors) if vectors else np.zeros((0, self.embed_dim), np.float32)
-        graph.apply(removed, new.astype(np.uint64), np.ascontiguousarray(stacked, np.float32), self._threads)
+        graph.apply(removed, new.astype(np.uint64), np.ascontiguousarray(stacked, np.float32), self._threads())
         self._reached[view] = (sequence, self._store.last_row)
 
     def _forget_filters(self, deleted: int) -> None:
@@ -275,6 +281,7 @@ class LocalIndex:
 
     def search(self, view: str, queries: Vectors, k: int, where: Filter | None) -> list[list[Found]]:
         """See `Index.search`."""
+        note_search()
         self._follow()
         for _ in range(ATTEMPTS):
             version = self._filters.version

@@ -24,6 +24,7 @@ from uniecs.durable import sync
 from uniecs.errors import FilterError, IndexFileError, InputError
 from uniecs.filters import BOOLEAN, NUMBER, READ_NUMBER, STRING, Between, OneOf, within_64_bits
 from uniecs.index_folder import BundleReference, IndexConfig
+from uniecs.pacing import paced
 from uniecs.store_change import Change, NewProduct
 from uniecs.store_format import (
     Header,
@@ -365,7 +366,8 @@ class Store:
         image that is not a path, an attribute that is no finite JSON scalar or list of them, text that is not Unicode,
         a vector of another shape or view.
         """
-        new = [NewProduct.of(product, vectors, self.config.views, self.embed_dim) for product, vectors in items]
+        views = self.config.views
+        new = [NewProduct.of(product, vectors, views, self.embed_dim) for product, vectors in paced(items)]
         ids = [product.id for product in new]
         if len(set(ids)) < len(ids):
             raise InputError(f"id {max(ids, key=ids.count)!r} is given more than once")

@@ -61,7 +61,8 @@ def _check_attributes(product: Product) -> None:
             key.encode()
             for value in values:
                 if isinstance(value, str):
-                    value.encode()
+                    if not value.isascii():
+                        value.encode()
                 elif not isinstance(value, (bool, int, float, type(None))):
                     raise InputError(
                         f"attribute {key!r} of product {product.id!r} is of type {type(value).__name__}; expected a "
