@@ -32,7 +32,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 PARITY_BACKENDS = ("onnxruntime", "openvino")
 PARITY_BATCHES = (1, 3, 32)
-RECORDED_VERSIONS = ("uniecs", "torch", "transformers", "onnx", "onnxscript", "numpy", "pillow", "tokenizers")
+RECORDED_VERSIONS = ("uniecs", "torch", "transformers", "onnx", "onnxscript", "numpy", "pillow")
 
 
 def export_bundle(

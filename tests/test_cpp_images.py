@@ -78,7 +78,21 @@ def test_the_comparison_notices_another_resize() -> None:
     assert found.tobytes() != _core.resize(nearly, 31, 23).tobytes()
 
 
-def test_pixel_values_are_those_of_preprocess() -> None:
+def pillows_canvas(picture: preprocess._Picture, p: Preprocessing) -> Pixels:
+    """A picture letterboxed by Pillow alone."""
+    image, whole, scale = picture
+    size = preprocess._fitted(*whole, p)
+    # Two steps: Pillow 13 chooses the order of its passes by the picture's shape.
+    if image.width != size[0]:
+        image = image.resize((size[0], image.height), BICUBIC, (0, 0, whole[0] / scale, image.height))
+    if image.height != size[1]:
+        image = image.resize(size, BICUBIC, (0, 0, size[0], whole[1] / scale))
+    canvas = Image.new("RGB", (p.width_px, p.height_px), (255, 255, 255))
+    canvas.paste(image, ((p.width_px - size[0]) // 2, (p.height_px - size[1]) // 2))
+    return np.asarray(canvas)
+
+
+def test_pixel_values_are_pillows() -> None:
     random = np.random.default_rng(3)
     for _ in range(300):
         scale = int(random.choice([1, 2, 4, 8]))
@@ -86,9 +100,12 @@ def test_pixel_values_are_those_of_preprocess() -> None:
         pixels = sample(random, -(-whole[0] // scale), -(-whole[1] // scale))
         mean, std = (tuple(float(x) for x in random.random(3) + 0.05) for _ in range(2))
         p = Preprocessing(int(random.integers(1, 230)), int(random.integers(1, 230)), mean=mean, std=std)
-        canvas = preprocess._letterbox(preprocess._Picture(Image.fromarray(pixels), whole, scale), p)
-        found = _core.pixel_values(pixels, p.height_px, p.width_px, p.mean, p.std, whole, scale)
+        picture = preprocess._Picture(Image.fromarray(pixels), whole, scale)
+        found = np.empty((3, p.height_px, p.width_px), np.float32)
+        _core.pixel_values(pixels, found, p.mean, p.std, whole, scale)
+        canvas = pillows_canvas(picture, p)
         assert found.tobytes() == preprocess.normalize(canvas, p).tobytes()
+        assert preprocess._letterbox(picture, p).tobytes() == canvas.tobytes()
 
 
 def test_misuse_of_the_binding_is_an_error() -> None:
@@ -155,7 +172,9 @@ def by_python(data: bytes, p: Preprocessing) -> Answer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damaged files
         try:
-            return preprocess.pixel_values(data, p).tobytes()
+            values = preprocess.normalize(pillows_canvas(preprocess._decode(data, p), p), p)
+            assert values.tobytes() == preprocess.pixel_values(data, p).tobytes()
+            return values.tobytes()
         except (ImageError, AssertionError) as error:  # Pillow asserts that a palette image has a palette
             return str(error) or "AssertionError"
 

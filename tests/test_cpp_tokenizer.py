@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from uniecs._core import BundleError, Tokenizer
-from uniecs.preprocess import Tokenizer as Reference
 
 CPP = Path(__file__).parents[1] / "sdk" / "cpp"
 DATA = Path(os.environ.get("UNIECS_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -50,7 +49,7 @@ def test_ids_of_real_titles_are_those_of_hugging_face() -> None:
         pytest.skip(f"{DATA} has no titles")
     outcome = fuzz.Outcome()
     mini = fuzz.MINI.read_bytes()
-    fuzz.compare(Tokenizer(mini, 64), Reference(mini, 64), titles, outcome)
+    fuzz.compare(Tokenizer(mini, 64), fuzz.Reference(mini, 64), titles, outcome)
     assert outcome.texts > 10_000
     assert outcome.first == []
 
@@ -63,7 +62,7 @@ def test_the_comparison_sees_a_step_left_out(change: dict[str, bool]) -> None:
     wrong["normalizer"].update(change)
     outcome = fuzz.Outcome()
     texts = list(fuzz.mixes(300, random.Random(2)))
-    fuzz.compare(Tokenizer(json.dumps(wrong).encode(), 64), Reference(right, 64), texts, outcome)
+    fuzz.compare(Tokenizer(json.dumps(wrong).encode(), 64), fuzz.Reference(right, 64), texts, outcome)
     assert outcome.mismatches > 10
 
 
@@ -77,7 +76,7 @@ def test_tables_are_what_the_script_makes_of_hugging_face() -> None:
 @pytest.mark.parametrize("max_tokens", [2, 3, 4, 5, 6, 7, 8, 64])
 def test_truncation_at_the_limit(max_tokens: int) -> None:
     json_bytes = fuzz.MINI.read_bytes()
-    ours, reference = Tokenizer(json_bytes, max_tokens), Reference(json_bytes, max_tokens)
+    ours, reference = Tokenizer(json_bytes, max_tokens), fuzz.Reference(json_bytes, max_tokens)
     texts = ["", " ", "red", "red blue", "red zqx", "zqx red", "red[SEP]", "连衣裙", "[UNK]", "a" * 200, "red " * 200]
     assert ours.encode_batch(texts) == reference.encode(texts)
     assert max(map(len, ours.encode_batch(texts))) == max_tokens
@@ -126,7 +125,7 @@ def test_a_cased_tokenizer_in_the_old_layout() -> None:
     json_bytes = json.dumps(bert()).encode()
     texts = ["a aa É E\u0301 é e a[SEP]a É", "aaa\u00e9", "[CLS]", "[PAD]a"]
     found = Tokenizer(json_bytes, 16).encode_batch(texts)
-    assert found == Reference(json_bytes, 16).encode(texts)
+    assert found == fuzz.Reference(json_bytes, 16).encode(texts)
     assert found[0] == [2, 4, 4, 5, 8, 1, 6, 1, 4, 3, 4, 8, 3]
 
 
@@ -141,7 +140,7 @@ def test_added_tokens_that_overlap_go_by_the_leftmost_and_longest() -> None:
     json_bytes = json.dumps(document).encode()
     draw = random.Random(6)
     texts = ["".join(draw.choices("[x]yéa# \u0301", k=draw.randint(1, 12))) for _ in range(5000)]
-    assert Tokenizer(json_bytes, 16).encode_batch(texts) == Reference(json_bytes, 16).encode(texts)
+    assert Tokenizer(json_bytes, 16).encode_batch(texts) == fuzz.Reference(json_bytes, 16).encode(texts)
 
 
 def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], object]:
@@ -248,7 +247,7 @@ def test_sanitizers_find_nothing(cmake: str, tmp_path: Path) -> None:
     result = subprocess.run([folder / "json_test"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", "")
     texts = [*fuzz.mixes(1000, random.Random(4)), "e\u0301" * 10_000, "\u302e\u0301" * 10_000, "[SEP]" * 1000]
-    expected = Reference(fuzz.MINI.read_bytes(), 64).encode(texts)
+    expected = fuzz.Reference(fuzz.MINI.read_bytes(), 64).encode(texts)
     assert ids(folder, fuzz.MINI, 64, texts) == expected
 
 
@@ -269,7 +268,7 @@ def test_the_comparison_sees_a_damaged_table(cmake: str, tmp_path: Path) -> None
     json_path = tmp_path / "tokenizer.json"
     json_path.write_bytes(fuzz.variants(BASIC)["every character"][0])
     texts = ["Zebra", "caf\u00e9", "a\u0315b", "x\u08d4\u302e\u08d3"]
-    expected = Reference(json_path.read_bytes(), 64).encode(texts)
+    expected = fuzz.Reference(json_path.read_bytes(), 64).encode(texts)
     assert ids(built(cmake, source, tmp_path / "build"), json_path, 64, texts) == expected
     for i, (right, wrong) in enumerate(DAMAGE):
         assert whole.count(right) == 1, right
@@ -280,7 +279,7 @@ def test_the_comparison_sees_a_damaged_table(cmake: str, tmp_path: Path) -> None
 
 def test_the_corpus_of_the_fuzzer_has_no_mismatch() -> None:
     """Texts of sdk/cpp/fuzz/corpus; those with a byte FF hold a tokenizer.json too."""
-    reference = Reference(fuzz.MINI.read_bytes(), 64)
+    reference = fuzz.Reference(fuzz.MINI.read_bytes(), 64)
     ours = Tokenizer(fuzz.MINI.read_bytes(), 64)
     seen = 0
     for path in sorted((CPP / "fuzz" / "corpus" / "tokenizer").iterdir()):
@@ -293,5 +292,5 @@ def test_the_corpus_of_the_fuzzer_has_no_mismatch() -> None:
                 made = Tokenizer(json_bytes, 16)
             except BundleError:
                 continue
-            assert made.encode_batch([decoded]) == Reference(json_bytes, 16).encode([decoded]), path.name
+            assert made.encode_batch([decoded]) == fuzz.Reference(json_bytes, 16).encode([decoded]), path.name
     assert seen >= 20

@@ -30,13 +30,12 @@ def resize(
 ) -> npt.NDArray[np.uint8]: ...
 def pixel_values(
     image: npt.NDArray[np.uint8],
-    height_px: int,
-    width_px: int,
+    out: npt.NDArray[np.float32],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     whole: tuple[int, int] | None = None,
     scale: int = 1,
-) -> _Floats: ...
+) -> None: ...
 
 class Tokenizer:
     def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None: ...

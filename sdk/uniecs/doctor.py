@@ -15,7 +15,7 @@ from uniecs.errors import UniecsError
 
 DEFAULT_MODEL = "mini"
 PACKAGES = {
-    "": ("numpy", "openvino", "tokenizers", "pillow", "safetensors", "tqdm"),
+    "": ("numpy", "openvino", "pillow", "safetensors", "tqdm"),
     "onnxruntime": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu",),
     "tensorrt": ("cuda-core",),

@@ -3,7 +3,7 @@
 An image becomes `pixel_values` in four steps: decode to 8-bit RGB (EXIF orientation applied, alpha laid on white,
 the first frame of an animation; a large JPEG at 1/2, 1/4 or 1/8 of its size), scale to fit inside (height_px,
 width_px) with the aspect ratio kept (Pillow BICUBIC, horizontally first), centre on white, normalise. A text becomes
-WordPiece ids through Hugging Face `tokenizers`.
+WordPiece ids. What comes after decoding is native code, shared with the C++ SDK.
 """
 
 from __future__ import annotations
@@ -192,22 +192,14 @@ def letterbox(image: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint
 
 def _letterbox(picture: _Picture, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """`letterbox`; of a reduced picture without the part of its last row and column that lies beyond its size."""
-    from PIL import Image
+    from uniecs._core import resize
 
     image, whole, scale = picture
-    width, height = preprocessing.width_px, preprocessing.height_px
-    size = _fitted(*whole, preprocessing)
-    # Two steps, as Pillow 13 would otherwise choose the order of its passes by the picture's shape.
-    if image.width != size[0]:
-        part = (0, 0, whole[0] / scale, image.height)
-        image = image.resize((size[0], image.height), Image.Resampling.BICUBIC, part)
-    if image.height != size[1]:
-        image = image.resize(size, Image.Resampling.BICUBIC, (0, 0, size[0], whole[1] / scale))
-    if size == (width, height):
-        return np.asarray(image)
-    canvas = Image.new("RGB", (width, height), WHITE)
-    canvas.paste(image, ((width - size[0]) // 2, (height - size[1]) // 2))
-    return np.asarray(canvas)
+    width, height = _fitted(*whole, preprocessing)
+    left, top = (preprocessing.width_px - width) // 2, (preprocessing.height_px - height) // 2
+    canvas = np.full((preprocessing.height_px, preprocessing.width_px, 3), WHITE, np.uint8)
+    canvas[top : top + height, left : left + width] = resize(np.asarray(image), width, height, whole=whole, scale=scale)
+    return canvas
 
 
 def read_canvas(source: ImageSource, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -242,8 +234,17 @@ def normalize(
 def pixel_values(
     source: ImageSource, preprocessing: Preprocessing, out: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
-    """One image to float32 of shape (3, height_px, width_px), written to `out` if given; raises `ImageError`."""
-    return normalize(read_canvas(source, preprocessing), preprocessing, out)
+    """One image to float32 of shape (3, height_px, width_px), written to `out` if given; raises `ImageError`.
+
+    `normalize(read_canvas(...))`, in one go.
+    """
+    from uniecs._core import pixel_values as write_pixels
+
+    if out is None:
+        out = np.empty((3, preprocessing.height_px, preprocessing.width_px), np.float32)
+    image, whole, scale = _decode(source, preprocessing)
+    write_pixels(np.asarray(image), out, preprocessing.mean, preprocessing.std, whole, scale)
+    return out
 
 
 def check_text(text: object) -> str:
@@ -262,29 +263,29 @@ def check_text(text: object) -> str:
 
 
 class Tokenizer:
-    """A WordPiece tokenizer as a bundle carries it: the bytes of a Hugging Face tokenizer.json."""
+    """A WordPiece tokenizer as a bundle carries it: the bytes of a Hugging Face tokenizer.json, of BERT's kind.
+
+    Own code (sdk/cpp/src/tokenizer.hpp), whose ids are those of `tokenizers`: tests/test_cpp_tokenizer.py.
+    """
 
     def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None:
-        """Raises `BundleError` if `tokenizer_json` is not a tokenizer."""
-        from tokenizers import Tokenizer as HuggingFaceTokenizer
+        """Raises `BundleError` if `tokenizer_json` is not such a tokenizer."""
+        from uniecs._core import BundleError as Unsupported
+        from uniecs._core import Tokenizer as NativeTokenizer
 
         try:
-            self._tokenizer = HuggingFaceTokenizer.from_str(tokenizer_json.decode("utf-8"))
-        except Exception as error:
-            raise BundleError(f"tokenizer.json cannot be read: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
+            self._tokenizer = NativeTokenizer(tokenizer_json, max_tokens)
+        except Unsupported as error:
+            raise BundleError(str(error)) from error
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids, the special ones included."""
-        return int(self._tokenizer.get_vocab_size())
+        return self._tokenizer.vocab_size
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `max_tokens`."""
-        if len(texts) == 1:  # a batch, even of one, starts a thread for each CPU
-            return [self._tokenizer.encode(texts[0]).ids]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        return self._tokenizer.encode_batch(texts)
 
     @staticmethod
     def pad(ids: Sequence[Sequence[int]], length: int = 1) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -161,18 +161,17 @@ uniecs::PictureView picture_of(const Image& image, std::optional<std::pair<int, 
     return {image.data(), size, whole ? uniecs::Size{whole->first, whole->second} : size, scale};
 }
 
-Numpy<float> pixel_values(const Image& image, int height_px, int width_px, const std::array<double, 3>& mean,
-                          const std::array<double, 3>& std, std::optional<std::pair<int, int>> whole,
-                          int scale) {
+using Pixels = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+void pixel_values(const Image& image, const Pixels& out, const std::array<double, 3>& mean,
+                  const std::array<double, 3>& std, std::optional<std::pair<int, int>> whole, int scale) {
     const auto picture = picture_of(image, whole, scale);
-    if (height_px < 1 || width_px < 1) throw std::invalid_argument("height_px and width_px are at least 1");
-    const auto height = static_cast<std::size_t>(height_px), width = static_cast<std::size_t>(width_px);
-    std::vector<float> values(3 * height * width);
-    {
-        nb::gil_scoped_release release;
-        uniecs::pixel_values(picture, {height_px, width_px, mean, std}, values);
-    }
-    return numpy(std::move(values), {3, height, width});
+    constexpr std::size_t MOST = std::numeric_limits<int>::max();
+    if (out.shape(0) != 3 || out.size() == 0 || out.shape(1) > MOST || out.shape(2) > MOST)
+        throw std::invalid_argument("out is not (3, height_px, width_px)");
+    const int height_px = static_cast<int>(out.shape(1)), width_px = static_cast<int>(out.shape(2));
+    nb::gil_scoped_release release;
+    uniecs::pixel_values(picture, {height_px, width_px, mean, std}, {out.data(), out.size()});
 }
 
 Numpy<std::uint8_t> resize(const Image& image, int width, int height, const std::string& instructions,
@@ -197,8 +196,8 @@ NB_MODULE(_core, module) {
                "The vector instructions that `resize` can use here, the fastest first.");
     module.def("resize", &resize, "image"_a, "width"_a, "height"_a, "instructions"_a = "",
                "whole"_a = nb::none(), "scale"_a = 1);
-    module.def("pixel_values", &pixel_values, "image"_a, "height_px"_a, "width_px"_a, "mean"_a, "std"_a,
-               "whole"_a = nb::none(), "scale"_a = 1);
+    module.def("pixel_values", &pixel_values, "image"_a, "out"_a, "mean"_a, "std"_a, "whole"_a = nb::none(),
+               "scale"_a = 1);
     nb::exception<uniecs::SnapshotError>(module, "SnapshotError");
     nb::exception<uniecs::BundleError>(module, "BundleError");
 

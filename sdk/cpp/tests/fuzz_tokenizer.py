@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
 from uniecs._core import Tokenizer
-from uniecs.preprocess import Tokenizer as Reference
 
 MINI = Path(__file__).parents[2] / "uniecs" / "bundles" / "mini" / "tokenizer.json"
 LAST = sys.maxunicode
@@ -50,6 +51,20 @@ PIECES = (
     "a" * 99, "a" * 100, "a" * 101, "\u00e9" * 100, "x" * 300, "1" * 100, "cotton", "Shirts", "unaffable", "dress",
     "blue", "Men's", "T-shirt", "50%", "\u20b9999", "\u00a320", "2XL", "don't", "100%-cotton",
 )  # fmt: skip
+
+
+class Reference:
+    """Hugging Face's, as bundles use it."""
+
+    def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None:
+        self._tokenizer = HuggingFaceTokenizer.from_str(tokenizer_json.decode())
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        self.vocab_size = self._tokenizer.get_vocab_size()
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
 
 
 @dataclass
