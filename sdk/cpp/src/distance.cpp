@@ -10,6 +10,7 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -91,7 +92,6 @@ void dot_i8_portable(const void* query, const std::byte* const* codes, std::size
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 
 struct F32x16 {
-    static constexpr std::size_t BYTES = 4;
     AVX512 static inline __m512 load(const std::byte* v, std::size_t d) {
         return _mm512_loadu_ps(reinterpret_cast<const float*>(v) + d);
     }
@@ -101,7 +101,6 @@ struct F32x16 {
 };
 
 struct F16x16 {
-    static constexpr std::size_t BYTES = 2;
     AVX512 static inline __m512 load(const std::byte* v, std::size_t d) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + 2 * d)));
     }
@@ -240,6 +239,13 @@ AVX2 void dot_i8_avx2(const void* query, const std::byte* const* codes, std::siz
 }
 #endif
 
+#ifdef UNIECS_X86
+bool has_f16c() {  // clang 14 does not know it by name
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 const Kernels& kernels() {
     static const Kernels fastest = supported_kernels().front();
     return fastest;
@@ -255,7 +261,7 @@ std::vector<Kernels> supported_kernels() {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni"))
         found.push_back({"avx512", dot_float_avx512<F32x16>, dot_float_avx512<F16x16>, dot_i8_avx512});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
         found.push_back({"avx2", dot_float_avx2<F32x8>, dot_float_avx2<F16x8>, dot_i8_avx2});
 #endif
     found.push_back({"portable", dot_f32_portable, dot_f16_portable, dot_i8_portable});
