@@ -95,10 +95,10 @@ void Graph::Impl::apply(Span<const Row> gone, Span<const Row> rows, Span<const f
 
 // A place with its vector, not yet linked.
 Node Graph::Impl::new_node(Row row, const float* vector, Step at) {
-    node_by_row.reach(row + 1);
+    node_by_row.reach(row);
     const bool reused = !free.empty();
     const Node node = reused ? free.back() : nodes.count.load();
-    nodes.reach(node + std::size_t{1});
+    nodes.reach(node);
     const unsigned layers = layers_of(row, config.M);
     std::unique_ptr<Word[]> upper(layers ? new Word[nodes.upper_words(layers)] : nullptr);
     for (std::size_t i = 0; i < nodes.upper_words(layers); ++i) upper[i].store(0, std::memory_order_relaxed);

@@ -37,7 +37,8 @@ class BlockTable {
     BlockTable(const BlockTable&) = delete;
     BlockTable& operator=(const BlockTable&) = delete;
     ~BlockTable() {
-        for (std::size_t i = 0; i < used_; ++i) free_pages(blocks_[i].load(), block_bytes());
+        for (std::size_t i = 0; used_; ++i)
+            if (T* block = blocks_[i].load()) free_pages(block, block_bytes()), --used_;
         free_pages(blocks_, BLOCKS * sizeof(std::atomic<T*>));
     }
 
@@ -49,12 +50,14 @@ class BlockTable {
                    ? at(index)
                    : nullptr;
     }
-    void reach(std::size_t count) {  // one thread at a time
-        while (used_ * PER_BLOCK < count) {
-            if (used_ == BLOCKS) throw std::length_error("the graph is full");
-            blocks_[used_].store(static_cast<T*>(allocate_pages(block_bytes())), std::memory_order_release);
+    T* reach(std::size_t index) {  // makes the block of an index; one thread at a time
+        const std::size_t block = index >> BITS;
+        if (block >= BLOCKS) throw std::length_error("the graph is full");
+        if (!blocks_[block].load(std::memory_order_relaxed)) {
+            blocks_[block].store(static_cast<T*>(allocate_pages(block_bytes())), std::memory_order_release);
             ++used_;
         }
+        return at(index);
     }
     std::size_t bytes() const { return used_ * block_bytes(); }
 
@@ -118,10 +121,10 @@ class Nodes {
         return header(node).removed.load(std::memory_order_acquire) == NEVER;
     }
 
-    void reach(std::size_t nodes) {  // one thread at a time
-        headers_.reach(nodes);
-        vectors_.reach(nodes);
-        links_.reach(nodes);
+    void reach(Node node) {  // one thread at a time
+        headers_.reach(node);
+        vectors_.reach(node);
+        links_.reach(node);
     }
 
     const Codec codec;

@@ -197,7 +197,7 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
     const auto count = static_cast<Node>(fixed.nodes);
     std::vector<Node> links(2 * config.M);
     for (Node node = 0; node < count; ++node) {
-        nodes.reach(node + std::size_t{1});
+        nodes.reach(node);
         Header& header = nodes.header(node);
         std::uint8_t marks[4];
         file.read(&header.row, 8);
@@ -232,8 +232,7 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
         }
         if (node_of(header.row) != NO_NODE)
             file.damaged("row " + std::to_string(header.row) + " is in it twice");
-        node_by_row.reach(header.row + 1);
-        node_by_row.at(header.row)->store(node + 1);
+        node_by_row.reach(header.row)->store(node + 1);
         ++(header.removed.load() == NEVER ? live : removed);
     }
     // Links of a layer must lead to nodes that are in it.
