@@ -1,0 +1,90 @@
+"""The commands on speed: bench, plan."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uniecs.cli_io import add_command
+
+if TYPE_CHECKING:
+    from uniecs.bench.run import Results
+
+INTERRUPTED = 130
+REPORT = "report"
+OUT = {REPORT: Path("bench-report.html")}
+
+
+def add_commands(commands: Any, as_json: argparse.ArgumentParser, where: argparse.ArgumentParser) -> None:
+    """bench, plan."""
+    bench = add_command(commands, "bench", _bench, "latency and throughput by stage; `bench report` draws them", where)
+    bench.add_argument("bundle", help="packaged name or bundle folder; or `report`, for a page of results")
+    bench.add_argument(
+        "results", type=Path, nargs="*", help="of `report`: JSON files that `bench` or benchmarks/ wrote"
+    )
+    bench.add_argument("--index", type=Path, help="an index of the bundle to search (one of drawn products)")
+    bench.add_argument("--out", type=Path, help="file to write (bench-MODEL_ID.json, or bench-report.html)")
+    bench.add_argument("--quick", action="store_true", help="a minute or two, to see that it works; not for figures")
+    bench.add_argument("--stages", type=_stages, help="some of them, separated by commas")
+    bench.add_argument("--rates", type=_rates, default=(), help="arrivals a second of the open loop: 10,20,50")
+    bench.set_defaults(parser=bench)
+
+
+def _stages(text: str) -> tuple[str, ...]:
+    from uniecs.bench.run import EVERY_STAGE
+
+    stages = tuple(text.split(","))
+    if unknown := set(stages) - set(EVERY_STAGE):
+        raise argparse.ArgumentTypeError(f"no stage {', '.join(sorted(unknown))}; there are {', '.join(EVERY_STAGE)}")
+    return stages
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(each) for each in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected numbers, separated by commas") from error
+    if not all(0 < each < 1e6 for each in rates):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected arrivals a second above 0")
+    return rates
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.bundle == REPORT:
+        if not args.results:
+            args.parser.error("bench report needs files of results")
+        from uniecs.bench.report import write_report
+
+        out = args.out or OUT[REPORT]
+        write_report(args.results, out)
+        print(f"{out}: {len(args.results)} results")
+        return 0
+    if args.results:
+        args.parser.error(f"unexpected {args.results[0]}; `uniecs bench report FILE...` makes a page of results")
+    from uniecs.bench.run import EVERY_STAGE, Plan, measure
+    from uniecs.bench.scenarios import QUICK, Effort
+    from uniecs.bundle import locate_bundle, open_bundle
+
+    bundle = open_bundle(locate_bundle(args.bundle))
+    effort, stages = QUICK if args.quick else Effort(), args.stages or EVERY_STAGE
+    runtime = {"backend": args.backend, "device": args.device, "precision": args.precision}
+    out = args.out or Path(f"bench-{bundle.model_id}.json")
+    results = measure(Plan(bundle, args.index, effort, stages, args.rates, **runtime))
+    results.write(out)
+    _print(results)
+    print(f"\n{out}: {len(results.measurements)} cases; `uniecs bench report {out}` draws them")
+    if not results.complete:
+        print("uniecs: interrupted: what was measured until then is kept", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _print(results: Results) -> None:
+    from uniecs.bench.tables import all_tables, as_text
+
+    for table in all_tables(results):
+        print(f"{as_text(table)}\n")
+    for what, why in {**results.about["left_out"], **results.failed}.items():
+        print(f"not measured: {what}: {why}")
