@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniecs.cli_io import add_command
+from uniecs.cli_io import add_command, print_json
 
 if TYPE_CHECKING:
     from uniecs.bench.run import Results
@@ -30,6 +31,34 @@ def add_commands(commands: Any, as_json: argparse.ArgumentParser, where: argpars
     bench.add_argument("--stages", type=_stages, help="some of them, separated by commas")
     bench.add_argument("--rates", type=_rates, default=(), help="arrivals a second of the open loop: 10,20,50")
     bench.set_defaults(parser=bench)
+
+    plan = add_command(commands, "plan", _plan, "cores, memory, disk and GPUs for a catalogue, by calculation", as_json)
+    plan.add_argument("--products", type=float, required=True, help="how many, such as 100e6")
+    plan.add_argument("--qps", type=float, required=True, help="queries a second")
+    plan.add_argument("--mix", type=_mix, required=True, help="shares of queries: text=0.7,image=0.2,both=0.1")
+    plan.add_argument("--results", type=Path, required=True, help="what `uniecs bench` measured on such a machine")
+    plan.add_argument("--storage", choices=("float32", "float16", "int8"), default="float32", help="of the graphs")
+
+
+def _mix(text: str) -> dict[str, float]:
+    try:
+        return {kind: float(share) for kind, share in (each.split("=") for each in text.split(","))}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected shares such as text=0.7,image=0.3") from error
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from uniecs.bench.plan import Demand, as_text, needs, read_measured
+    from uniecs.bench.run import read_results
+
+    demand = Demand(args.products, args.qps, args.mix, args.storage)
+    results = read_results(args.results)
+    found = needs(demand, read_measured(results, args.storage))
+    if args.json:
+        print_json({"demand": asdict(demand), "results": str(args.results), "needs": [asdict(each) for each in found]})
+    else:
+        print(as_text(demand, found, results))
+    return 0
 
 
 def _stages(text: str) -> tuple[str, ...]:

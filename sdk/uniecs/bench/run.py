@@ -106,6 +106,9 @@ def measure(plan: Plan) -> Results:
         try:
             engine = next(iter(bench.encoders.values()))
             results.about |= {"backend": engine.backend, "device": engine.device, "main_precision": bench.main}
+            if {"hnsw", "search"} <= set(plan.stages):
+                results.about |= {"bytes_per_product": scenarios.bytes_per_product(bench)}
+                results.about |= {"searched_products": len(bench.index)}
             _all_rounds(bench, plan, results)
             if "quality" in plan.stages:
                 results.quality += compare_precisions(bench)
@@ -182,11 +185,10 @@ def _one_round(task: Task, effort: Effort, turn: int, results: Results) -> None:
 def measure_once(task: Task, effort: Effort, turn: int) -> Round:
     """One round of one case, warmed up; a call longer than its slice is warmed up in the first round only."""
     case = task.case
-    if task.self_timed:
+    if task.told is not None:
         start = time.perf_counter()
-        seconds = task.call(turn)
-        wall = time.perf_counter() - start
-        return Round(np.array([seconds], np.float32) * 1e3, wall, None, None)
+        seconds, resident = task.told(turn)
+        return Round(np.array([seconds], np.float32) * 1e3, time.perf_counter() - start, None, resident)
     warm = closed_loop(task.call, 0.0) if turn == 0 else None
     if warm is None or warm.wall_s < effort.slice_s:
         closed_loop(task.call, effort.slice_s / 4, most=WARM_CALLS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -73,14 +74,14 @@ QUICK = Effort(3, 0.03, 0.2, 32, 1_000, 512, 1 << 25, 24)
 
 @dataclass(frozen=True)
 class Task:
-    """A case and how it is measured: `call` by a loop of the case's concurrency and rate; or it tells its own seconds.
+    """A case and how it is measured: `call` by a loop of the case's concurrency and rate, or by what `told` tells.
 
-    `operations` and `bytes` of a call make a rate of its time.
+    That is seconds and resident bytes. `extra` as in `Measurement`.
     """
 
     case: Case
     call: Call
-    self_timed: bool = False
+    told: Callable[[int], tuple[float, int | None]] | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -216,18 +217,20 @@ def cold(bench: Bench) -> Iterator[Task]:
         run = functools.partial(_fresh_process, does, cached)
         if cached:
             run(0)  # fills the cache
-        yield Task(Case("cold start", what, bench.main if does else None), run, self_timed=True)
+        yield Task(Case("cold start", what, bench.main if does else None), run, told=run)
 
 
-def _fresh_process(does: str, cache: str, number: int) -> float:
-    """Seconds from the start of a process to the end of what it does."""
-    program = f"import time, uniecs\n{does}\nprint(time.time())"
+def _fresh_process(does: str, cache: str, number: int) -> tuple[float, int | None]:
+    """Seconds from the start of a process to the end of what it does, and what it then has resident."""
+    told = "from uniecs.bench.machine import resident_bytes as r; print(json.dumps([end, r()]))"
+    program = f"import json, time, uniecs\n{does}\nend = time.time()\n{told}"
     environment = {**os.environ, "UNIECS_CACHE": cache}
     begun = time.time()
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BackendError(f"a fresh process failed: {done.stderr.strip()[-500:]}")
-    return float(done.stdout) - begun
+    end, resident = json.loads(done.stdout)
+    return end - begun, resident
 
 
 def preprocessing(bench: Bench) -> Iterator[Task]:
@@ -333,15 +336,31 @@ def threads(bench: Bench) -> Iterator[Task]:
                 yield Task(Case("threads", kind, bench.main, batch, count), _encoding(bench, encoder, kind, batch))
 
 
-def hnsw(bench: Bench) -> Iterator[Task]:
-    """The native graph alone on clustered vectors, one query a call on one thread, and its recall at 10."""
+def graph_of_vectors(vectors: Vectors, storage: str, threads: int) -> Graph:
+    """A graph as an index builds it; rows from 1."""
     from uniecs._core import Graph
 
-    vectors, queries = bench.vectors
     config = IndexConfig()
-    graph = Graph(bench.bundle.embed_dim, config.M, config.ef_construction, config.storage)
-    rows = np.arange(1, len(vectors) + 1, dtype=np.uint64)
-    graph.apply(np.zeros(0, np.uint64), rows, vectors, bench.threads)
+    graph = Graph(vectors.shape[1], config.M, config.ef_construction, storage)
+    graph.apply(np.zeros(0, np.uint64), np.arange(1, len(vectors) + 1, dtype=np.uint64), vectors, threads)
+    return graph
+
+
+def bytes_per_product(bench: Bench) -> dict[str, float]:
+    """Of the graph in each storage, and of the store on the disk: of a drawn index, or of the one asked for."""
+    some = bench.vectors[0][:2000]
+    found = {}
+    for storage in ("float32", "float16", "int8"):
+        stats = graph_of_vectors(some, storage, bench.threads).stats()
+        found[f"graph {storage}"] = sum(stats[f"{part}_bytes"] for part in ("vector", "link", "other")) / len(some)
+    found["store"] = (bench.index_folder / "store.sqlite").stat().st_size / max(1, len(bench.index))
+    return found
+
+
+def hnsw(bench: Bench) -> Iterator[Task]:
+    """The native graph alone on clustered vectors, one query a call on one thread, and its recall at 10."""
+    vectors, queries = bench.vectors
+    graph = graph_of_vectors(vectors, "float32", bench.threads)
     exact = graph.search(queries, K, strategy="exact", threads=bench.threads)[0]
     for ef in EFS:
         how: dict[str, Any] = {"ef": ef, "strategy": "graph"} if ef else {}
