@@ -3,10 +3,10 @@
     python benchmarks/instructions.py [--out FILE.json]
     python benchmarks/compare.py OLD.json NEW.json
 
-Counts hardly depend on what else the machine does, so that CI can print them; nothing fails on them. Each path runs in
-a process of its own twice, with a few calls and with more: the difference is that of the calls alone, without start-up.
-Counted by `perf stat` where the kernel lets it, else by valgrind (apt install valgrind), which has no AVX-512: the paths
-then run their AVX2 code. Needs the SDK alone.
+Counts hardly depend on what else the machine does, so that CI can print them; nothing fails on them. A path runs in a
+process of its own, once with few calls and once with more: the difference is the calls' alone, without start-up.
+Counted by `perf stat` where the kernel lets it, else by valgrind (apt install valgrind), which has no AVX-512: the
+paths then run their AVX2 code. Needs the SDK alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CALLS = {"tokenise": (20, 120), "preprocess": (1, 4), "search": (20, 120)}
 EVENT = "instructions:u"
 FORMAT = "uniecs-instructions"
 VECTORS, DIM = 500, 256
-COUNTED = re.compile(r"Collected\s*:\s*(\d+)")
+COUNTED = {"perf": re.compile(r"^(\d+),", re.MULTILINE), "valgrind": re.compile(r"Collected\s*:\s*(\d+)")}
 
 
 def tokenise() -> Callable[[int], object]:
@@ -94,25 +94,18 @@ def counter() -> str | None:
 
 def count(how: str, path: str, calls: int) -> int:
     """Instructions of one process that makes so many calls."""
-    program = [sys.executable, __file__, "--drive", path, "--calls", str(calls)]
-    # Nothing that would differ from run to run: neither hashes, nor threads, nor byte code that is written.
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    environment["OPENBLAS_NUM_THREADS"] = "1"
-    if how == "perf":
-        command = ["perf", "stat", "-x,", "-e", EVENT, "-o", "-", "--", *program]
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", *program]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        return _counted(done, COUNTED.search(done.stderr))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    return _counted(done, re.search(r"^(\d+),", done.stdout, re.MULTILINE))
-
-
-def _counted(done: subprocess.CompletedProcess[str], found: re.Match[str] | None) -> int:
-    if done.returncode or found is None:
-        raise SystemExit(f"{' '.join(done.args[:3])} ... failed:\n{done.stderr[-2000:]}")
-    return int(found[1])
+    program = [sys.executable, "-s", __file__, "--drive", path, "--calls", str(calls)]
+    # Nothing that differs from run to run: neither hashes, nor threads, nor byte code that is written.
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        perf = ["perf", "stat", "-x,", "-e", EVENT, "-o", str(out), "--"]
+        command = perf if how == "perf" else ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
+        done = subprocess.run([*command, *program], capture_output=True, text=True, env=environment, check=False)
+        told = COUNTED[how].search(out.read_text("utf-8") if how == "perf" and out.exists() else done.stderr)
+    if done.returncode or told is None:
+        raise SystemExit(f"{' '.join(command[:3])} ... failed:\n{done.stderr[-2000:]}")
+    return int(told[1])
 
 
 def measure(how: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def add_commands(commands: Any, as_json: argparse.ArgumentParser, where: argpars
     bench.add_argument("--index", type=Path, help="an index of the bundle to search (one of drawn products)")
     bench.add_argument("--out", type=Path, help="file to write (bench-MODEL_ID.json, or bench-report.html)")
     bench.add_argument("--quick", action="store_true", help="a minute or two, to see that it works; not for figures")
+    bench.add_argument("--compare", action="store_true", help="the installed engines as they come as well")
     bench.add_argument("--stages", type=_stages, help="some of them, separated by commas")
     bench.add_argument("--rates", type=_rates, default=(), help="arrivals a second of the open loop: 10,20,50")
     bench.set_defaults(parser=bench)
@@ -92,12 +93,13 @@ def _bench(args: argparse.Namespace) -> int:
         return 0
     if args.results:
         args.parser.error(f"unexpected {args.results[0]}; `uniecs bench report FILE...` makes a page of results")
-    from uniecs.bench.run import EVERY_STAGE, Plan, measure
+    from uniecs.bench.run import USUAL_STAGES, Plan, measure
     from uniecs.bench.scenarios import QUICK, Effort
     from uniecs.bundle import locate_bundle, open_bundle
 
     bundle = open_bundle(locate_bundle(args.bundle))
-    effort, stages = QUICK if args.quick else Effort(), args.stages or EVERY_STAGE
+    effort, stages = QUICK if args.quick else Effort(), args.stages or USUAL_STAGES
+    stages += ("compare",) if args.compare else ()
     runtime = {"backend": args.backend, "device": args.device, "precision": args.precision}
     out = args.out or Path(f"bench-{bundle.model_id}.json")
     results = measure(Plan(bundle, args.index, effort, stages, args.rates, **runtime))

@@ -25,6 +25,7 @@ from uniecs.errors import InputError, UniecsError
 
 FORMAT, FORMAT_VERSION = "uniecs-bench", 1
 EVERY_STAGE = (*STAGES, "open", "quality")
+USUAL_STAGES = tuple(each for each in EVERY_STAGE if each != "compare")
 WARM_CALLS = 2
 
 
@@ -86,7 +87,7 @@ class Plan:
     bundle: Bundle
     index: Path | None = None
     effort: Effort = field(default_factory=Effort)
-    stages: Sequence[str] = EVERY_STAGE
+    stages: Sequence[str] = USUAL_STAGES
     rates: Sequence[float] = ()
     backend: str = "auto"
     device: str = "auto"

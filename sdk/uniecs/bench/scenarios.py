@@ -21,6 +21,7 @@ from uniecs.backends.threads import usable_cpus
 from uniecs.bench import floor
 from uniecs.bench.inputs import Vectors, clustered, drawn_index, photo, texts
 from uniecs.bench.loops import Call
+from uniecs.bench.plain_engines import ENGINES, plain_encoder
 from uniecs.bench.samples import Case
 from uniecs.bundle import GRAPHS, Bundle
 from uniecs.config import Preprocessing
@@ -104,7 +105,7 @@ class Bench:
         wanted = PRECISIONS if self.runtime["precision"] == "auto" else ("fp32", self.runtime["precision"])
         found = {}
         for precision in dict.fromkeys(wanted):
-            with self._may_lack(precision):
+            with self.may_lack(precision):
                 encoder = self.encoder(precision)
                 encoder.encode(texts=["red kurta"])  # a precision that cannot be compiled is left out as well
                 found[precision] = encoder
@@ -113,7 +114,8 @@ class Bench:
         return found
 
     @contextlib.contextmanager
-    def _may_lack(self, what: str) -> Iterator[None]:
+    def may_lack(self, what: str) -> Iterator[None]:
+        """Note what is not available here in `left_out`, and go on."""
         try:
             yield
         except (BackendError, BundleError, MissingExtraError) as error:
@@ -423,6 +425,16 @@ def closed(bench: Bench) -> Iterator[Task]:
             yield Task(case, _query(bench, bench.main, kind))
 
 
+def compare(bench: Bench) -> Iterator[Task]:
+    """The same queries with the engines that are installed, as they come; beside `encode`."""
+    for name in ENGINES:
+        with bench.may_lack(f"{name} as it comes"):
+            encoder = plain_encoder(bench.bundle, name)
+            for kind in KINDS:
+                call = _encoding(bench, encoder, kind, px=USUAL_PX)
+                yield Task(Case("compare", f"{kind}, {name} as it comes"), call)
+
+
 def open_rates(capacity: float) -> list[float]:
     """`LOAD_SHARES` of what a closed loop reached, rounded to two digits, so that runs share their rates."""
     return [float(f"{share * capacity:.2g}") for share in LOAD_SHARES]
@@ -465,5 +477,6 @@ STAGES: Mapping[str, Callable[[Bench], Iterator[Task]]] = {
     "search": search,
     "end": end_to_end,
     "closed": closed,
+    "compare": compare,
 }
-"""Name for --stages -> its tasks; "open" and "quality" stand beside, in run.py."""
+"""Name for --stages -> its tasks; "open" and "quality" stand beside, in run.py, and "compare" only on demand."""
