@@ -283,6 +283,14 @@ def test_an_interrupt_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -
     assert run.Results.from_dict(json.loads(json.dumps(found.to_dict()))).complete is False
 
 
+def test_an_interrupt_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios.Bench, "encoders", property(lambda bench: (_ for _ in ()).throw(KeyboardInterrupt)))
+    found = run.measure(mini(("preprocess",)))
+    assert not found.complete and not found.measurements
+    found.write(tmp_path / "r.json")
+    assert tables.all_tables(run.read_results(tmp_path / "r.json")) == []
+
+
 def test_a_case_that_fails_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizing = scenarios._tokenizing
 

@@ -32,6 +32,7 @@ class PlainBackend:
         if name == "onnxruntime":
             engine = import_onnxruntime()
             options = engine.SessionOptions()
+            options.log_severity_level = 3  # errors; it warns of what it leaves out of a graph
             if fastembed_threads is not None:
                 options.graph_optimization_level = engine.GraphOptimizationLevel.ORT_ENABLE_ALL
                 options.intra_op_num_threads = options.inter_op_num_threads = fastembed_threads

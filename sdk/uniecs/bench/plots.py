@@ -9,7 +9,7 @@ import numpy as np
 
 from uniecs.bench.charts import Axis, Bar, Series, bar_chart, line_chart
 from uniecs.bench.run import Results
-from uniecs.bench.samples import Measurement
+from uniecs.bench.samples import Measurement, median
 from uniecs.bench.scenarios import KINDS, USUAL_PX, USUAL_TOKENS
 from uniecs.bench.tables import GOAL, figure
 
@@ -41,7 +41,7 @@ STEP_COLOUR = {"tokeniser": 4, "decode and resize": 3, "text encoder": 0, "image
 
 def p50(each: Measurement) -> float:
     """Median in ms."""
-    return float(np.median(each.ms))
+    return median(each.ms)
 
 
 def breakdown(results: Results) -> list[str]:

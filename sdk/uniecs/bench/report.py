@@ -131,6 +131,7 @@ def _run(name: str, results: Results) -> str:
     return f"<article>{head}{''.join(sections)}{everything}</article>"
 
 
+NAMES = {"text": "query by text", "image": "query by image", "both": "query by image and text"}
 BREAKDOWN = (
     "Stages measured one by one, at their medians, beside the whole query (the black mark). A query of a text passes "
     "tokeniser, text encoder and fusion; of an image decoding, image encoder and fusion."
@@ -155,10 +156,10 @@ def _tiles(results: Results) -> str:
     for each in results.of("end to end"):
         if each.case.precision == main:
             ms = each.figures()["ms"]
-            tiles.append((f"{figure(ms['p50'])} ms", f"{each.case.what} query, {main}; p99 {figure(ms['p99'])} ms"))
+            tiles.append((f"{figure(ms['p50'])} ms", f"{NAMES[each.case.what]}, {main}; p99 {figure(ms['p99'])} ms"))
     closed = [(each.figures()["per_s"], each.case.what) for each in results.of("closed loop")]
     if closed:
-        tiles.append((figure(max(closed)[0]), f"{max(closed)[1]} queries a second, at most"))
+        tiles.append((figure(max(closed)[0]), f"a second at most: {NAMES[max(closed)[1]]}"))
     resident = max((each.figures()["rss_bytes"] or 0 for each in results.measurements.values()), default=0)
     if resident:
         tiles.append((f"{resident / 1e6:,.0f} MB", "resident at most, all precisions loaded"))

@@ -18,7 +18,7 @@ from uniecs.bench.loops import closed_loop, open_loop, poisson
 from uniecs.bench.machine import describe_machine, git_commit, gpu_state, load_average, versions
 from uniecs.bench.operations import Floor, count_work, floor_of
 from uniecs.bench.quality import compare_precisions
-from uniecs.bench.samples import Measurement, Round
+from uniecs.bench.samples import Measurement, Round, median
 from uniecs.bench.scenarios import STAGES, Bench, Effort, Task, graph_of, graph_shapes
 from uniecs.bundle import Bundle
 from uniecs.errors import InputError, UniecsError
@@ -130,6 +130,9 @@ def _about(plan: Plan) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
         "bundle": {"name": plan.bundle.manifest["name"], "model_id": plan.bundle.model_id},
+        "backend": plan.backend,  # until they are chosen
+        "device": plan.device,
+        "main_precision": plan.precision,
         "index": None if plan.index is None else str(plan.index),
         "settings": {**dataclasses.asdict(plan.effort), "stages": list(plan.stages), "rates": list(plan.rates)},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -232,4 +235,4 @@ def _is(each: Measurement) -> bool:
 
 
 def _p50_s(each: Measurement) -> float:
-    return float(np.median(each.ms)) / 1e3
+    return median(each.ms) / 1e3

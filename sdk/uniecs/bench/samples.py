@@ -77,7 +77,7 @@ class Measurement:
         return {
             "calls": calls,
             "ms": percentiles(self.ms),
-            "p50_interval_ms": interval([float(np.median(each.ms)) for each in self.rounds]),
+            "p50_interval_ms": interval([median(each.ms) for each in self.rounds]),
             "per_s": calls * self.case.batch / wall if wall else None,
             "per_s_interval": interval([len(each.ms) * self.case.batch / each.wall_s for each in self.rounds]),
             "cpu_ms": sum(cpu) * 1e3 / calls if len(cpu) == len(self.rounds) else None,
@@ -104,6 +104,11 @@ def percentiles(ms: Floats) -> dict[str, float]:
     """p50, p95, p99 and max, each a sample that was seen: the least one that so many per cent do not exceed."""
     found = {f"p{q}": float(np.percentile(ms, q, method="inverted_cdf")) for q in PERCENTILES}
     return {**found, "max": float(ms.max())}
+
+
+def median(ms: Floats) -> float:
+    """The p50 of `percentiles`."""
+    return float(np.percentile(ms, 50, method="inverted_cdf"))
 
 
 def interval(rounds: Sequence[float]) -> tuple[float, float] | None:
