@@ -136,10 +136,12 @@ def encoders(bundle: Any) -> dict[str, Any]:
 
 def measure_model(bundle: Any, rounds: int) -> dict[str, Any]:
     """Queries, a catalogue, time outside the graphs, and fusion, of one model."""
-    from encode_peers import SentenceTransformers, with_defaults
+    from encode_peers import SentenceTransformers
+
+    from uniecs.bench.plain_engines import plain_encoder
 
     ours = encoders(bundle)
-    peers = {ORT: with_defaults(bundle, "onnxruntime"), OPENVINO: with_defaults(bundle, "openvino")}
+    peers = {ORT: plain_encoder(bundle, "onnxruntime"), OPENVINO: plain_encoder(bundle, "openvino")}
     contenders = {EAGER: SentenceTransformers(bundle), **peers, **ours}
     text, jpeg = title(bundle), photo(0)
     queries = {"text": {"texts": [text]}, "image": {"images": [jpeg]}, "both": {"texts": [text], "images": [jpeg]}}

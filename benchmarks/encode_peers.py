@@ -1,4 +1,4 @@
-"""What `encode.py` compares with: the same network in sentence-transformers, and the engines with their defaults."""
+"""What `encode.py` and `peers.py` compare with: the same network in sentence-transformers; and `base`, exported."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.input_module import InputModule
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
-import uniecs
-from uniecs.backends.base import GRAPHS, embed_through
-from uniecs.backends.onnxruntime import import_onnxruntime
-from uniecs.backends.openvino import import_openvino
+from uniecs.backends.base import GRAPHS
 from uniecs.bundle import Bundle, locate_bundle, open_bundle, write_manifest
 from uniecs.config import MODELS, ModelConfig
 from uniecs.export.golden import ROWS, golden_inputs
@@ -133,34 +130,3 @@ class SentenceTransformers:
         if texts and pictures:
             inputs = [{"image": image, "text": text} for image, text in zip(pictures, texts, strict=True)]
         return self._model.encode(inputs, normalize_embeddings=True, show_progress_bar=False)
-
-
-class Defaults:
-    """A backend of one engine with nothing set: each graph compiled as its documentation's first example does."""
-
-    device, precision = "cpu", "default"
-
-    def __init__(self, bundle: Bundle, name: str) -> None:
-        self.name, self._embed_dim = name, bundle.embed_dim
-        if name == "onnxruntime":
-            onnxruntime = import_onnxruntime()
-            providers = ["CPUExecutionProvider"]
-            sessions = {g: onnxruntime.InferenceSession(bundle.graph_path(g), providers=providers) for g in GRAPHS}
-            self._run = {graph: lambda feed, s=session: s.run(None, feed)[0] for graph, session in sessions.items()}
-        else:
-            core = import_openvino().Core()
-            models = {graph: core.compile_model(bundle.graph_path(graph), "CPU") for graph in GRAPHS}
-            self._run = {graph: lambda feed, m=model: m(feed)[0] for graph, model in models.items()}
-
-    def run(self, graph: str, inputs: Any) -> Any:
-        """As `Backend.run`."""
-        return self._run[graph](dict(inputs))
-
-    def embed(self, pixel_values: Any, tokens: Any) -> Any:
-        """As `Backend.embed`."""
-        return embed_through(self.run, self._embed_dim, pixel_values, tokens)
-
-
-def with_defaults(bundle: Bundle, name: str) -> uniecs.Encoder:
-    """Our preprocessing around an engine with its defaults."""
-    return uniecs.Encoder(bundle, Defaults(bundle, name))

@@ -63,6 +63,8 @@ MODULES = {
     "uniecs.evaluation": "evaluation",
     "uniecs.benchmark_sets": "evaluation",
     "uniecs.cli": "command",
+    "uniecs.bench": "command",
+    "uniecs.cli_bench": "command",
     "uniecs.cli_io": "command",
     "uniecs.cli_models": "command",
     "uniecs.cli_search": "command",

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from uniecs import __version__, cli_models, cli_search
+from uniecs import __version__, cli_bench, cli_models, cli_search
 from uniecs.errors import UniecsError
 
 INTERRUPTED = 130
@@ -52,4 +52,5 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16", "int8"), default="auto")
     cli_search.add_commands(commands, as_json, where)
     cli_models.add_commands(commands, as_json, where)
+    cli_bench.add_commands(commands, as_json, where)
     return parser

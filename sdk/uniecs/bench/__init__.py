@@ -1,0 +1,1 @@
+"""What uniecs costs on this machine: `uniecs bench`, its report, and `uniecs plan`."""
