@@ -51,8 +51,9 @@ def preprocess() -> Callable[[int], object]:
     from uniecs._core import pixel_values
 
     photo = np.random.default_rng(0).integers(0, 256, (1000, 750, 3), dtype=np.uint8)
+    out = np.empty((3, 224, 224), np.float32)
     half = (0.5, 0.5, 0.5)
-    return lambda number: pixel_values(photo, 224, 224, half, half)
+    return lambda number: pixel_values(photo, out, half, half)
 
 
 def search() -> Callable[[int], object]:
