@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from uniecs.catalog import Product as PythonProduct
 
 OK, INPUT, IMAGE, TEXT, FILTER, BUNDLE, INDEX_FILE, MODEL_MISMATCH, BACKEND = range(9)
 Pair = tuple[str | None, bytes | None]
@@ -25,7 +28,12 @@ class Item(ctypes.Structure):
 
 
 class Product(ctypes.Structure):
-    _fields_ = (("id", ctypes.c_char_p), ("title", ctypes.c_char_p), *Item._fields_[1:], ("attributes", ctypes.c_char_p))
+    _fields_ = (
+        ("id", ctypes.c_char_p),
+        ("title", ctypes.c_char_p),
+        *Item._fields_[1:],
+        ("attributes", ctypes.c_char_p),
+    )
 
 
 class Hit(ctypes.Structure):
@@ -103,6 +111,8 @@ def _item(text: bytes | None, image: bytes | Path | None) -> Item:
 class Sdk:
     """The library; `call` raises `Failed`."""
 
+    Failed = Failed  # of this one module: tests each run it anew
+
     def __init__(self, library: Path) -> None:
         self.c = ctypes.CDLL(str(library))
         for name, returned in RETURNS.items():
@@ -173,9 +183,10 @@ class Engine:
         rejected = [
             c.uniecs_report_at(report, ctypes.c_size_t(i)).contents for i in range(c.uniecs_report_rejected(report))
         ]
-        found = c.uniecs_report_added(report), [
-            (each.row, each.id.decode(), each.status, each.message.decode()) for each in rejected
-        ]
+        found = (
+            c.uniecs_report_added(report),
+            [(each.row, each.id.decode(), each.status, each.message.decode()) for each in rejected],
+        )
         c.uniecs_report_free(report)
         return found
 
@@ -239,3 +250,44 @@ def _read(hit: Hit) -> dict[str, Any]:
         "image": hit.image_path,
         "attributes": json.loads(hit.attributes),
     }
+
+
+# Products, and what Python finds
+
+
+def where_in_json(where: Any) -> Any:
+    """A `where` of Python as C++ takes it: ranges are spelled out."""
+    if isinstance(where, tuple):
+        return {"$between": list(where)}
+    if isinstance(where, Mapping):
+        return {key: where_in_json(value) for key, value in where.items()}
+    return [where_in_json(each) for each in where] if isinstance(where, list) else where
+
+
+def shop(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Products with a title and attributes of every kind."""
+    draw = random.Random(seed)
+    colours, kinds = ("red", "blue", "black", "green", "white", "grey"), ("shirt", "dress", "shoes", "bag", "watch")
+    made = []
+    for number in range(n):
+        attributes: dict[str, Any] = {"price": draw.randrange(100), "new": draw.random() < 0.3}
+        if draw.random() < 0.8:
+            attributes["colour"] = draw.choice(colours)
+        if sizes := draw.sample(["S", "M", "L", 38, 40.5, "42"], draw.randrange(4)):
+            attributes["sizes"] = sizes
+        title = f"{draw.choice(colours)} {draw.choice(kinds)} {draw.choice(colours)} {number}"
+        made.append({"id": f"p{number}", "title": title, "attributes": attributes})
+    return made
+
+
+def as_products(rows: Sequence[Mapping[str, Any]]) -> list[PythonProduct]:
+    return [PythonProduct(row["id"], row["title"], None, row["attributes"]) for row in rows]
+
+
+def pairs_of(hits: Sequence[Any]) -> list[tuple[str, float]]:
+    return [(hit.id, hit.score) for hit in hits]
+
+
+def same(found: Sequence[tuple[str, float]], expected: Sequence[tuple[str, float]]) -> bool:
+    ids = [id for id, _ in found] == [id for id, _ in expected]
+    return ids and all(abs(a - b) < 1e-6 for (_, a), (_, b) in zip(found, expected, strict=True))

@@ -22,16 +22,12 @@ namespace {
 
 constexpr std::size_t MOST_BYTES = 20'000'000, MOST_HITS = 1000;
 
+// A message as a JSON string, what is not ASCII as question marks.
 std::string quoted(const std::string& text) {
     std::string made = "\"";
     for (const char c : text) {
-        char escape[8];
-        if (c == '"' || c == '\\')
-            made += '\\', made += c;
-        else if (static_cast<unsigned char>(c) < 0x20)
-            std::snprintf(escape, sizeof escape, "\\u%04x", c), made += escape;
-        else
-            made += c;
+        if (c == '"' || c == '\\') made += '\\';
+        made += c >= 0x20 && c < 0x7f ? c : '?';
     }
     return made + "\"";
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "../src/utf8.hpp"
 #include "c_status.hpp"
 
 namespace uniecs::c {
@@ -9,10 +10,21 @@ std::string& last_error() {
     return message;
 }
 
+namespace {
+
+// A path in a message may be no UTF-8: such bytes are question marks.
+std::string in_utf8(std::string text) {
+    for (std::size_t at = 0; (at += utf8::valid_prefix(std::string_view(text).substr(at))) < text.size();)
+        text[at] = '?';
+    return text;
+}
+
+}  // namespace
+
 uniecs_status status_of(const std::exception_ptr& error, std::string& message) noexcept {
     const auto noted = [&](uniecs_status status, const char* what) {
         try {
-            message = what;
+            message = in_utf8(what);
         } catch (...) {
             message.clear();
         }

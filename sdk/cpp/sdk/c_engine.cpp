@@ -22,7 +22,7 @@ struct uniecs_hits {
 
 struct uniecs_report {
     uniecs::AddReport report;
-    std::vector<uniecs_rejection> rejections;
+    std::vector<uniecs_rejection> rejections;  // their texts are in `report`
 };
 
 namespace {
@@ -111,10 +111,9 @@ void keep_report(uniecs::AddReport report, uniecs_report** out) {
     if (!out) return;
     auto made = std::make_unique<uniecs_report>();
     made->report = std::move(report);
-    for (const uniecs::Rejected& each : made->report.rejected) {
-        std::string ignored;
-        made->rejections.push_back(
-            {each.row, each.id.c_str(), status_of(each.error, ignored), each.message.c_str()});
+    for (uniecs::Rejected& each : made->report.rejected) {
+        const uniecs_status status = status_of(each.error, each.message);
+        made->rejections.push_back({each.row, each.id.c_str(), status, each.message.c_str()});
     }
     *out = made.release();
 }
