@@ -105,6 +105,7 @@ def test_folders_go_both_ways(cpp_sdk: Any, cpp_encoder: Any, tiny_encoder: Any,
     made.save()
     made.free()
 
+    SearchEngine.open(folder).close()  # it says where its bundle is
     engine = SearchEngine.open(folder, tiny_encoder)
     assert engine.verify()["store"] == "ok"
     assert (engine.views, len(engine)) == (VIEWS, 98)
@@ -126,12 +127,16 @@ def test_folders_go_both_ways(cpp_sdk: Any, cpp_encoder: Any, tiny_encoder: Any,
         compare(again, engine)
         compare_similar(again, engine)
     assert again.warnings == fast.warnings == []
+    engine = SearchEngine.open(folder, tiny_encoder)
     assert again.put("add", [{"id": "new", "title": "white watch"}]) == (1, [])
+    again.remove(["p30"])
+    time.sleep(1.05)
+    assert engine.search("white watch", k=1)[0].id == "new"  # Python follows too
+    assert "p30" not in {hit.id for hit in engine.search("white watch", k=200)}
     again.free()
     fast.free()
-    with SearchEngine.open(folder, tiny_encoder) as engine:
-        assert engine.verify()["store"] == "ok"
-        assert engine.search("white watch", k=1)[0].id == "new"
+    assert engine.verify()["store"] == "ok"
+    engine.close()
 
 
 def compare(fast: Any, engine: SearchEngine) -> None:

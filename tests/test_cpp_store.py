@@ -13,7 +13,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,7 +193,85 @@ def test_the_lock_of_a_killed_writer_is_free(cpp_sdk: Any, cpp_encoder: Any, tin
     engine.remove(["p1"])
     assert [id for id, _ in engine.search("red")] == ["p2"]
     engine.free()
-    SearchEngine.open(folder, tiny_encoder).close()
+
+
+CHILD = """
+import os, runpy, sys, time
+names = runpy.run_path(sys.argv[1])
+sdk = names["Sdk"](names["Path"](sys.argv[2]))
+engine = sdk.open(names["Path"](sys.argv[4]), sdk.load(names["Path"](sys.argv[3])))
+"""
+ADD = """
+for number in range(10**6):
+    engine.put("add", [{"id": f"{number}-{i}", "title": "red", "attributes": {"n": number}} for i in range(3)])
+    if number % 3 == 2:
+        engine.remove([f"{number - 1}-0"])
+        engine.save()
+    print(number, flush=True)
+"""
+FORK = """
+engine.remove(["p0"])
+if os.fork():
+    os._exit(0)
+try:
+    engine.search("red")
+except names["Failed"] as error:
+    print(error.message, flush=True)
+time.sleep(10)
+"""
+
+
+@pytest.fixture
+def start(cpp_sdk_build: Path, tiny_bundle: Path) -> Callable[[str, Path], subprocess.Popen[str]]:
+    """Runs code beside an `engine` of a folder in another process."""
+
+    def started(code: str, folder: Path) -> subprocess.Popen[str]:
+        script = Path(__file__).with_name("cpp_sdk.py")
+        command = [sys.executable, "-c", CHILD + code, script, cpp_sdk_build / "libuniecs.so", tiny_bundle, folder]
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+
+    return started
+
+
+def test_a_killed_writer_loses_nothing(
+    start: Callable[[str, Path], subprocess.Popen[str]], tiny_encoder: Any, tmp_path: Path
+) -> None:
+    draw = random.Random(0)
+    for kill in range(4):
+        folder = tmp_path / f"{kill}.uniecs"
+        SearchEngine.create(folder, tiny_encoder).close()
+        with start(ADD, folder) as writer:
+            assert writer.stdout is not None
+            done = [int(writer.stdout.readline()) for _ in range(3 + kill)]
+            time.sleep(draw.random() / 20)
+            writer.kill()
+            done += map(int, writer.stdout.read().split())
+        with SearchEngine.open(folder, tiny_encoder) as engine:
+            assert engine.verify()["store"] == "ok"
+            held = {hit.id for hit in engine.search("red", k=10**4)}
+            assert len(held) == len(engine)
+        removed = {f"{number - 1}-0" for number in done if number % 3 == 2}
+        kept = {f"{number}-{i}" for number in done for i in range(3)} - removed
+        began = {f"{done[-1] + 1}-{i}" for i in range(3)}  # whole, or not at all
+        assert held - began in (kept, kept - {f"{done[-1]}-0"})
+        assert not held & began or began <= held
+
+
+def test_a_fork_of_a_writer_does_not_keep_the_lock(
+    start: Callable[[str, Path], subprocess.Popen[str]], cpp_sdk: Any, cpp_encoder: Any, tmp_path: Path
+) -> None:
+    engine = cpp_sdk.create(tmp_path / "a.uniecs", cpp_encoder)
+    engine.put("add", cpp.shop(3))
+    engine.close()
+    engine.free()
+    with start(FORK, tmp_path / "a.uniecs") as writer:
+        assert writer.stdout is not None
+        assert "before this process was forked" in writer.stdout.readline()
+        writer.wait()  # the child lives on
+        engine = cpp_sdk.open(tmp_path / "a.uniecs", cpp_encoder)
+        engine.remove(["p1"])
+        assert [id for id, _ in engine.search("red")] == ["p2"]
+        engine.free()
 
 
 @pytest.mark.parametrize("damage", ["missing", "a byte", "cut", "another store's", "newer", "purged"])

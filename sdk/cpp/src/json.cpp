@@ -273,6 +273,19 @@ std::string with_escapes(std::string_view text, Escape escape, Broken broken = B
 
 }  // namespace
 
+Value::Value(const Value&) = default;
+Value::Value(Value&&) noexcept = default;
+Value& Value::operator=(const Value&) = default;
+Value& Value::operator=(Value&&) noexcept = default;
+Value::~Value() = default;
+
+Object::Object() = default;
+Object::Object(const Object&) = default;
+Object::Object(Object&&) noexcept = default;
+Object& Object::operator=(const Object&) = default;
+Object& Object::operator=(Object&&) noexcept = default;
+Object::~Object() = default;
+
 Object::Object(std::vector<Member> members) : members_(std::move(members)), by_name_(members_.size()) {
     std::iota(by_name_.begin(), by_name_.end(), 0u);
     const auto name = [&](std::uint32_t i) -> const std::string& { return members_[i].first; };

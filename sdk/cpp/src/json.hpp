@@ -26,7 +26,12 @@ class Object {
   public:
     using Member = std::pair<std::string, Value>;
 
-    Object() = default;
+    Object();
+    Object(const Object&);
+    Object(Object&&) noexcept;
+    Object& operator=(const Object&);
+    Object& operator=(Object&&) noexcept;
+    ~Object();
     // Throws Error, naming it, for a name that comes twice.
     explicit Object(std::vector<Member> members);
 
@@ -47,6 +52,12 @@ class Value {
     using Content = std::variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object>;
 
     Value() = default;
+    // Compiled once, in json.cpp: they are long.
+    Value(const Value&);
+    Value(Value&&) noexcept;
+    Value& operator=(const Value&);
+    Value& operator=(Value&&) noexcept;
+    ~Value();
     // Of one of the types of Content.
     template <typename T, typename = std::enable_if_t<!std::is_same_v<std::decay_t<T>, Value>>>
     explicit Value(T&& content) : content_(std::in_place_type<std::decay_t<T>>, std::forward<T>(content)) {}
