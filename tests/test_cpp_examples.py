@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -113,3 +114,62 @@ def stops_gracefully(service: subprocess.Popen[str], url: str, picture: Path) ->
         assert answer.startswith(b"HTTP/1.1 200") and len(json.loads(answer.partition(b"\r\n\r\n")[2])["hits"]) == 2
     assert service.wait(timeout=60) == 0
     assert service.stdout is not None and service.stdout.read() == "stopped\n"
+
+
+C_PROGRAM = r"""
+#include <stdio.h>
+#include <uniecs/uniecs.h>
+
+int main(int argc, char** argv) {
+    uniecs_encoder* encoder = NULL;
+    uniecs_engine* engine = NULL;
+    uniecs_hits* hits = NULL;
+    uniecs_item item = {.text = "red dress"};
+    if (argc < 3 || uniecs_encoder_load(argv[2], "fp32", 1, &encoder) != UNIECS_OK ||
+        uniecs_engine_open(argv[1], encoder, NULL, &engine) != UNIECS_OK ||
+        uniecs_engine_search(engine, &item, 3, NULL, "{\"price\": {\"$between\": [null, 50]}}", &hits) != UNIECS_OK) {
+        fprintf(stderr, "%s\n", uniecs_error_message());
+        return 1;
+    }
+    for (size_t i = 0; i < uniecs_hits_count(hits, 0); i++) puts(uniecs_hits_at(hits, 0, i)->id);
+    uniecs_hits_free(hits);
+    uniecs_engine_free(engine);
+    uniecs_encoder_free(encoder);
+    return 0;
+}
+"""
+PROJECT = """
+cmake_minimum_required(VERSION 3.18)
+project(app C CXX)
+find_package(uniecs REQUIRED)
+add_executable(in_c main.c)
+target_link_libraries(in_c uniecs::uniecs)
+add_executable(in_cpp main.cpp)
+target_link_libraries(in_cpp uniecs::uniecs)
+"""
+
+
+def test_it_is_installed_and_found(cpp_sdk_build: Path, tiny_bundle: Path, tiny_encoder: Any, tmp_path: Path) -> None:
+    """A project of somebody else's, in C and in C++, against the installed library."""
+    with SearchEngine.create(tmp_path / "a.uniecs", tiny_encoder) as engine:
+        engine.add(cpp.as_products(cpp.shop(30)))
+        expected = [hit.id for hit in engine.search("red dress", k=3, where={"price": (None, 50)})]
+    source, build = tmp_path / "app", tmp_path / "build"
+    source.mkdir()
+    (source / "main.c").write_text(C_PROGRAM)
+    shutil.copyfile(Path(__file__).parents[1] / "sdk" / "cpp" / "examples" / "search.cpp", source / "main.cpp")
+    (source / "CMakeLists.txt").write_text(PROJECT)
+    for command in (
+        ["cmake", "--install", cpp_sdk_build, "--prefix", tmp_path / "usr"],
+        ["cmake", "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={tmp_path / 'usr'}"],
+        ["cmake", "--build", build],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    where = '{"price": {"$between": [null, 50]}}'
+    for program, rest in (("in_c", []), ("in_cpp", ["red dress", "", where])):
+        command = [build / program, tmp_path / "a.uniecs", tiny_bundle, *rest]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert [line if program == "in_c" else line.split("  ")[1] for line in lines][:3] == expected
