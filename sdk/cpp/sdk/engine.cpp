@@ -2,15 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <mutex>
 #include <set>
 
-#include "../src/json.hpp"
-#include "../src/tokenizer.hpp"
-#include "../src/utf8.hpp"
 #include "../store/local_index.hpp"
 #include "products.hpp"
 #include "uniecs/uniecs.hpp"
@@ -106,7 +102,7 @@ class SearchEngine::Impl {
         std::vector<std::size_t> good;
         for (std::size_t i = 0; i < queries.size(); ++i) {
             if (errors && (*errors)[i]) continue;
-            std::copy_n(&vectors[i * dim], dim, &vectors[good.size() * dim]);
+            if (good.size() < i) std::copy_n(&vectors[i * dim], dim, &vectors[good.size() * dim]);
             good.push_back(i);
         }
         if (good.empty()) return hits;
