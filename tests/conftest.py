@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-from collections.abc import Callable
+import runpy
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,41 @@ def tokenizer_json() -> bytes:
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return tokenizer.to_str().encode()
+
+
+@pytest.fixture(scope="session")
+def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds sdk/cpp whole with some options of CMake, the same ones once; returns the folder of the programs."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def build(*options: str) -> Path:
+        cmake = shutil.which("cmake")
+        if cmake is None:
+            pytest.skip("cmake is not installed")
+        if options not in folders:
+            folder = tmp_path_factory.mktemp("cpp")
+            source = Path(__file__).parents[1] / "sdk" / "cpp"
+            for command in (
+                [cmake, "-S", str(source), "-B", str(folder), *options],
+                [cmake, "--build", str(folder), "--parallel", "2"],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if "UNIECS_SDK needs" in done.stderr:
+                    pytest.skip("libraries of the C++ SDK are not installed: see CONTRIBUTING.md")
+                assert done.returncode == 0, done.stdout + done.stderr
+            folders[options] = folder
+        return folders[options]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def cpp_sdk_build(cpp_build: Callable[..., Path]) -> Path:
+    """The SDK built as docs/cpp.md says, with OpenVINO from its wheel."""
+    found = importlib.util.find_spec("openvino")
+    assert found is not None and found.origin is not None
+    prefix = f"-DCMAKE_PREFIX_PATH={Path(found.origin).parent / 'cmake'}"
+    return cpp_build("-DUNIECS_SDK=ON", "-DBUILD_TESTING=OFF", prefix)
 
 
 @pytest.fixture(scope="session")
@@ -124,3 +163,26 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from uniecs.export.bundle_export import export_bundle
 
     return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny").path
+
+
+@pytest.fixture(scope="session")
+def cpp_sdk(cpp_sdk_build: Path) -> Any:
+    """`tests/cpp_sdk.py`'s Sdk: the C interface."""
+    sdk = runpy.run_path(str(Path(__file__).with_name("cpp_sdk.py")))["Sdk"]
+    return sdk(cpp_sdk_build / "libuniecs.so")
+
+
+@pytest.fixture(scope="session")
+def cpp_encoder(cpp_sdk: Any, tiny_bundle: Path) -> Iterator[Any]:
+    """The tiny bundle in the C++ SDK."""
+    loaded = cpp_sdk.load(tiny_bundle)
+    yield loaded
+    cpp_sdk.c.uniecs_encoder_free(loaded)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_bundle: Path) -> Any:
+    """The tiny bundle in Python."""
+    import uniecs
+
+    return uniecs.load(tiny_bundle, threads=1)

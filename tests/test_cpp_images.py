@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import runpy
-import shutil
 import struct
 import subprocess
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,29 +118,21 @@ def test_misuse_of_the_binding_is_an_error() -> None:
         _core.resize(np.zeros((4, 4, 4), np.uint8), 2, 2)
 
 
-def built(folder: Path, *options: str) -> Path:
-    """A folder with the programs `pixel_values` and `resize_test`; skips where something is missing."""
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("cmake is not installed")
-    configure = [cmake, "-S", str(SOURCE), "-B", str(folder), *options]
-    build = [cmake, "--build", str(folder), "--parallel", "2", "--target", "pixel_values", "resize_test"]
-    for command in (configure, build):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if "Without uniecs_images" in done.stderr:
-            pytest.skip("libjpeg62-turbo-dev, zlib1g-dev, libwebp-dev or pkg-config is not installed")
-        assert done.returncode == 0, done.stdout + done.stderr
+def programs(folder: Path) -> Path:
+    """`folder`, if it has the program `pixel_values`; skips where a library was missing."""
+    if not (folder / "pixel_values").exists():
+        pytest.skip("libjpeg62-turbo-dev, zlib1g-dev, libwebp-dev or pkg-config is not installed")
     return folder
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("plain"))
+def plain(cpp_sdk_build: Path) -> Path:
+    return programs(cpp_sdk_build)
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("sanitized"), "-DUNIECS_SANITIZE=address,undefined")
+def sanitized(cpp_build: Callable[..., Path]) -> Path:
+    return programs(cpp_build("-DUNIECS_SANITIZE=address,undefined"))
 
 
 Answer = bytes | str  # values or an error message

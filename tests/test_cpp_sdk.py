@@ -3,93 +3,32 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import io
+import runpy
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
 import uniecs
 from uniecs.bundle import open_bundle, packaged_bundle
 
-SOURCE = Path(__file__).parents[1] / "sdk" / "cpp"
 OK, INPUT, IMAGE, TEXT, BUNDLE, BACKEND = 0, 1, 2, 3, 5, 8
 Pair = tuple[str | None, bytes | None]
 
 
-class Item(ctypes.Structure):
-    _fields_ = (
-        ("text", ctypes.c_char_p),
-        ("image_path", ctypes.c_char_p),
-        ("image_data", ctypes.c_char_p),
-        ("image_bytes", ctypes.c_size_t),
-    )
-
-
-class Sdk:
-    """The shared library, as a program in another language sees it."""
-
-    def __init__(self, library: Path) -> None:
-        self.c = ctypes.CDLL(str(library))
-        self.c.uniecs_error_message.restype = ctypes.c_char_p
-        self.c.uniecs_encoder_embed_dim.restype = ctypes.c_size_t
-        self.c.uniecs_encoder_model_id.restype = ctypes.c_char_p
-        for name in ("embed_dim", "model_id", "free"):
-            getattr(self.c, f"uniecs_encoder_{name}").argtypes = [ctypes.c_void_p]
-
-    def load(self, bundle: Path, precision: bytes = b"fp32", threads: int = 1) -> ctypes.c_void_p:
-        encoder = ctypes.c_void_p()
-        status = self.c.uniecs_encoder_load(str(bundle).encode(), precision, threads, ctypes.byref(encoder))
-        assert status == OK, self.message()
-        return encoder
-
-    def encode(self, encoder: ctypes.c_void_p, pairs: Sequence[Pair]) -> tuple[int, npt.NDArray[np.float32]]:
-        items = (Item * len(pairs))(
-            *(
-                Item(None if text is None else text.encode(), None, image, 0 if image is None else len(image))
-                for text, image in pairs
-            )
-        )
-        out = np.zeros((len(pairs), self.c.uniecs_encoder_embed_dim(encoder)), np.float32)
-        return self.c.uniecs_encoder_encode(encoder, items, ctypes.c_size_t(len(pairs)), out.ctypes), out
-
-    def message(self) -> str:
-        return str(self.c.uniecs_error_message().decode())
+cpp = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cpp_sdk.py"))))
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The SDK built as docs/cpp.md says, with OpenVINO from its wheel."""
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("cmake is not installed")
-    found = importlib.util.find_spec("openvino")
-    assert found is not None and found.origin is not None
-    folder = tmp_path_factory.mktemp("sdk")
-    configure = [cmake, "-S", str(SOURCE), "-B", str(folder), "-DUNIECS_SDK=ON", "-DBUILD_TESTING=OFF"]
-    configure.append(f"-DCMAKE_PREFIX_PATH={Path(found.origin).parent / 'cmake'}")
-    done = subprocess.run(configure, capture_output=True, text=True, check=False)
-    if "UNIECS_SDK needs" in done.stderr:
-        pytest.skip("the image libraries are not installed: see CONTRIBUTING.md")
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run(
-        [cmake, "--build", str(folder), "--parallel", "2"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sdk(build: Path) -> Sdk:
-    return Sdk(build / "libuniecs.so")
+def sdk(cpp_sdk_build: Path) -> Any:
+    return cpp.Sdk(cpp_sdk_build / "libuniecs.so")
 
 
 def photo(seed: int, size: tuple[int, int], kind: str) -> bytes:
@@ -115,7 +54,7 @@ def pairs() -> list[Pair]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("bundle", ["mini", "tiny"])
-def test_embeddings_are_pythons(sdk: Sdk, bundle: str, request: pytest.FixtureRequest) -> None:
+def test_embeddings_are_pythons(sdk: Any, bundle: str, request: pytest.FixtureRequest) -> None:
     folder = packaged_bundle("mini") if bundle == "mini" else request.getfixturevalue("tiny_bundle")
     encoder = sdk.load(folder)
     python = uniecs.load(folder, threads=1)
@@ -132,7 +71,7 @@ def test_embeddings_are_pythons(sdk: Sdk, bundle: str, request: pytest.FixtureRe
 
 
 @pytest.mark.timeout(600)
-def test_golden_texts(sdk: Sdk) -> None:
+def test_golden_texts(sdk: Any) -> None:
     folder = packaged_bundle("mini")
     bundle = open_bundle(folder)
     golden, texts = bundle.golden(), bundle.manifest["golden"]["texts"]
@@ -145,7 +84,7 @@ def test_golden_texts(sdk: Sdk) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_many_threads_share_an_encoder(sdk: Sdk, tiny_bundle: Path) -> None:
+def test_many_threads_share_an_encoder(sdk: Any, tiny_bundle: Path) -> None:
     encoder = sdk.load(tiny_bundle)
     items = pairs()
     expected = sdk.encode(encoder, items)[1]
@@ -167,7 +106,7 @@ def test_many_threads_share_an_encoder(sdk: Sdk, tiny_bundle: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_errors_are_statuses_with_messages(sdk: Sdk, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     encoder = sdk.load(tiny_bundle)
     for item, status, message in (
         ((None, None), INPUT, "item 1: the item has neither text nor image"),
@@ -177,7 +116,7 @@ def test_errors_are_statuses_with_messages(sdk: Sdk, tiny_bundle: Path, tmp_path
     ):
         assert sdk.encode(encoder, [("good", None), item])[0] == status, item
         assert message in sdk.message()
-    missing = (Item * 1)(Item(None, str(tmp_path / "none.jpg").encode(), None, 0))
+    missing = (cpp.Item * 1)(cpp.Item(None, str(tmp_path / "none.jpg").encode(), None, 0))
     out = np.zeros(sdk.c.uniecs_encoder_embed_dim(encoder), np.float32)
     assert sdk.c.uniecs_encoder_encode(encoder, missing, ctypes.c_size_t(1), out.ctypes) == IMAGE
     assert "none.jpg" in sdk.message()
@@ -203,10 +142,11 @@ def test_errors_are_statuses_with_messages(sdk: Sdk, tiny_bundle: Path, tmp_path
 
 
 @pytest.mark.timeout(600)
-def test_the_example_runs(build: Path, tmp_path: Path) -> None:
+def test_the_example_runs(cpp_sdk_build: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(photo(0, (300, 400), "JPEG"))
-    command = [str(build / "likeness"), str(packaged_bundle("mini")), str(tmp_path / "a.jpg"), "red kurta", "blue bag"]
+    likeness = str(cpp_sdk_build / "likeness")
+    command = [likeness, str(packaged_bundle("mini")), str(tmp_path / "a.jpg"), "red kurta", "blue bag"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.split("  ")[1] for line in done.stdout.splitlines()] == ["red kurta", "blue bag"]
-    assert subprocess.run([str(build / "likeness")], capture_output=True, check=False).returncode == 2
+    assert subprocess.run([likeness], capture_output=True, check=False).returncode == 2

@@ -222,9 +222,9 @@ def cmake() -> str:
     return found
 
 
-def built(cmake: str, source: Path, folder: Path, *options: str) -> Path:
+def built(cmake: str, source: Path, folder: Path) -> Path:
     """The folder with the tests' programs, built for the first time or again."""
-    configure = [cmake, "-S", str(source), "-B", str(folder), *options]
+    configure = [cmake, "-S", str(source), "-B", str(folder)]
     build = [cmake, "--build", str(folder), "--parallel", "2", "--target", "tokenizer_ids", "json_test"]
     for command in (configure, build):
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -242,8 +242,9 @@ def ids(folder: Path, json_path: Path, max_tokens: int, texts: list[str]) -> lis
     return [[int(number) for number in line.split()] for line in result.stdout.decode().splitlines()]
 
 
-def test_sanitizers_find_nothing(cmake: str, tmp_path: Path) -> None:
-    folder = built(cmake, CPP, tmp_path, "-DUNIECS_SANITIZE=address,undefined")
+@pytest.mark.timeout(600)
+def test_sanitizers_find_nothing(cpp_build: Callable[..., Path]) -> None:
+    folder = cpp_build("-DUNIECS_SANITIZE=address,undefined")
     result = subprocess.run([folder / "json_test"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", "")
     texts = [*fuzz.mixes(1000, random.Random(4)), "e\u0301" * 10_000, "\u302e\u0301" * 10_000, "[SEP]" * 1000]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -279,26 +280,12 @@ def test_searches_beside_changes_see_whole_changes() -> None:
     assert not wrong
 
 
-@pytest.fixture(scope="module")
-def cmake() -> str:
-    import shutil
-
-    found = shutil.which("cmake")
-    if found is None:
-        pytest.skip("cmake is not installed")
-    return found
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_the_stress_test_is_clean_under_sanitizers(cmake: str, tmp_path: Path, sanitizer: str) -> None:
-    source = Path(__file__).parents[1] / "sdk" / "cpp"
-    configure = [cmake, "-S", str(source), "-B", str(tmp_path), f"-DUNIECS_SANITIZE={sanitizer}"]
-    for command in (configure, [cmake, "--build", str(tmp_path), "--parallel", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_the_stress_test_is_clean_under_sanitizers(cpp_build: Callable[..., Path], sanitizer: str) -> None:
+    folder = cpp_build(f"-DUNIECS_SANITIZE={sanitizer}")
     for program in ("distance_test", "graph_stress"):
-        done = subprocess.run([str(tmp_path / program)], capture_output=True, text=True, check=False)
+        done = subprocess.run([str(folder / program)], capture_output=True, text=True, check=False)
         if "unexpected memory mapping" in done.stderr:
             pytest.skip("this kernel's address layout is not known to ThreadSanitizer")
         assert done.returncode == 0, done.stdout + done.stderr[-4000:]

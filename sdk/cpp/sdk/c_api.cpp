@@ -1,76 +1,83 @@
 #include <algorithm>
 
-#include "uniecs/uniecs.h"
-#include "uniecs/uniecs.hpp"
+#include "../src/utf8.hpp"
+#include "c_status.hpp"
 
-struct uniecs_encoder {
-    uniecs::Encoder encoder;
-};
+namespace uniecs::c {
+
+std::string& last_error() {
+    thread_local std::string message;
+    return message;
+}
 
 namespace {
 
-thread_local std::string last_error;
-
-uniecs_status status_of(const std::exception_ptr& error) {
-    const auto noted = [](uniecs_status status, const std::exception& found) {
-        last_error = found.what();
-        return status;
-    };
-    try {
-        std::rethrow_exception(error);
-    } catch (const uniecs::ImageError& found) {
-        return noted(UNIECS_IMAGE, found);
-    } catch (const uniecs::TextError& found) {
-        return noted(UNIECS_TEXT, found);
-    } catch (const uniecs::FilterError& found) {
-        return noted(UNIECS_FILTER, found);
-    } catch (const uniecs::InputError& found) {
-        return noted(UNIECS_INPUT, found);
-    } catch (const uniecs::BundleError& found) {
-        return noted(UNIECS_BUNDLE, found);
-    } catch (const uniecs::IndexFileError& found) {
-        return noted(UNIECS_INDEX_FILE, found);
-    } catch (const uniecs::ModelMismatchError& found) {
-        return noted(UNIECS_MODEL_MISMATCH, found);
-    } catch (const uniecs::BackendError& found) {
-        return noted(UNIECS_BACKEND, found);
-    } catch (const std::exception& found) {
-        return noted(UNIECS_INTERNAL, found);
-    } catch (...) {
-        last_error = "unknown error";
-        return UNIECS_INTERNAL;
-    }
-}
-
-// No exception leaves the C interface.
-template <typename Work>
-uniecs_status guarded(Work work) {
-    try {
-        work();
-        return UNIECS_OK;
-    } catch (...) {
-        return status_of(std::current_exception());
-    }
-}
-
-void require(const void* pointer, const char* name) {
-    if (!pointer) throw uniecs::InputError(std::string(name) + " is NULL");
-}
-
-uniecs::Item item_of(const uniecs_item& given) {
-    uniecs::Item item;
-    if (given.text) item.text = given.text;
-    if (given.image_path && given.image_data)
-        throw uniecs::InputError("an item has both image_path and image_data");
-    if (given.image_path) item.image = uniecs::Image::file(given.image_path);
-    if (given.image_data)
-        item.image = uniecs::Image::bytes({static_cast<const char*>(given.image_data), given.image_bytes});
-    return item;
+// A path in a message may be no UTF-8: such bytes are question marks.
+std::string in_utf8(std::string text) {
+    for (std::size_t at = 0; (at += utf8::valid_prefix(std::string_view(text).substr(at))) < text.size();)
+        text[at] = '?';
+    return text;
 }
 
 }  // namespace
 
-const char* uniecs_error_message(void) { return last_error.c_str(); }
+uniecs_status status_of(const std::exception_ptr& error, std::string& message) noexcept {
+    const auto noted = [&](uniecs_status status, const char* what) {
+        try {
+            message = in_utf8(what);
+        } catch (...) {
+            message.clear();
+        }
+        return status;
+    };
+    try {
+        std::rethrow_exception(error);
+    } catch (const ImageError& found) {
+        return noted(UNIECS_IMAGE, found.what());
+    } catch (const TextError& found) {
+        return noted(UNIECS_TEXT, found.what());
+    } catch (const FilterError& found) {
+        return noted(UNIECS_FILTER, found.what());
+    } catch (const InputError& found) {
+        return noted(UNIECS_INPUT, found.what());
+    } catch (const BundleError& found) {
+        return noted(UNIECS_BUNDLE, found.what());
+    } catch (const IndexFileError& found) {
+        return noted(UNIECS_INDEX_FILE, found.what());
+    } catch (const ModelMismatchError& found) {
+        return noted(UNIECS_MODEL_MISMATCH, found.what());
+    } catch (const BackendError& found) {
+        return noted(UNIECS_BACKEND, found.what());
+    } catch (const std::exception& found) {
+        return noted(UNIECS_INTERNAL, found.what());
+    } catch (...) {
+        return noted(UNIECS_INTERNAL, "unknown error");
+    }
+}
+
+void require(const void* pointer, const char* name) {
+    if (!pointer) throw InputError(std::string(name) + " is NULL");
+}
+
+std::optional<Image> image_of(const char* path, const void* data, std::size_t bytes) {
+    if (path && data) throw InputError("there are both image_path and image_data");
+    if (path) return Image::file(path);
+    if (data) return Image::bytes({static_cast<const char*>(data), bytes});
+    return std::nullopt;
+}
+
+Item item_of(const uniecs_item& given) {
+    Item item;
+    if (given.text) item.text = given.text;
+    item.image = image_of(given.image_path, given.image_data, given.image_bytes);
+    return item;
+}
+
+}  // namespace uniecs::c
+
+using namespace uniecs::c;
+
+const char* uniecs_error_message(void) { return last_error().c_str(); }
 
 uniecs_status uniecs_encoder_load(const char* bundle, const char* precision, unsigned threads,
                                   uniecs_encoder** encoder) {

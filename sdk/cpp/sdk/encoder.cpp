@@ -147,10 +147,10 @@ class Encoder::Impl {
 };
 
 Encoder Encoder::load(const std::string& bundle, const EncoderOptions& options) {
-    return Encoder(std::make_unique<const Impl>(bundle, options));
+    return Encoder(std::make_shared<const Impl>(bundle, options));
 }
 
-Encoder::Encoder(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+Encoder::Encoder(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 Encoder::Encoder(Encoder&&) noexcept = default;
 Encoder& Encoder::operator=(Encoder&&) noexcept = default;
 Encoder::~Encoder() = default;
@@ -158,6 +158,8 @@ Encoder::~Encoder() = default;
 std::size_t Encoder::embed_dim() const { return impl_->dim(); }
 
 const std::string& Encoder::model_id() const { return impl_->bundle.model_id; }
+
+const std::string& Encoder::bundle() const { return impl_->bundle.folder; }
 
 namespace {
 

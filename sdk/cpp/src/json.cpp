@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdlib>
 #include <numeric>
 
 #include "utf8.hpp"
@@ -12,17 +13,36 @@ namespace {
 
 class Parser {
   public:
-    Parser(std::string_view text, unsigned deepest)
-        : begin_(text.data()), at_(begin_), end_(begin_ + text.size()), left_(deepest) {}
+    Parser(std::string_view text, unsigned deepest, bool python)
+        : begin_(text.data()), at_(begin_), end_(begin_ + text.size()), left_(deepest), python_(python) {}
 
     Value whole() {
         Value value = any();
-        skip_space();
-        if (at_ != end_) fail("something follows the value");
+        check_end();
         return value;
     }
 
+    std::vector<std::pair<std::string, std::string_view>> members() {
+        skip_space();
+        if (at_ == end_ || *at_ != '{') fail("expected an object");
+        std::vector<std::pair<std::string, std::string_view>> found;
+        each_member([&](std::string name) {
+            skip_space();
+            const char* const start = at_;
+            any();
+            found.emplace_back(std::move(name),
+                               std::string_view(start, static_cast<std::size_t>(at_ - start)));
+        });
+        check_end();
+        return found;
+    }
+
   private:
+    void check_end() {
+        skip_space();
+        if (at_ != end_) fail("something follows the value");
+    }
+
     [[noreturn]] void fail(const std::string& why) const {
         throw Error(why + " at byte " + std::to_string(at_ - begin_));
     }
@@ -89,10 +109,9 @@ class Parser {
         return values;
     }
 
-    Object object() {
+    template <typename Each>
+    void each_member(Each each) {
         enter();
-        const char* const start = at_;
-        std::vector<Object::Member> members;
         if (!take('}')) {
             do {
                 skip_space();
@@ -100,10 +119,16 @@ class Parser {
                 std::string name = string();
                 skip_space();
                 expect(':');
-                members.emplace_back(std::move(name), any());
+                each(std::move(name));
             } while (another('}'));
         }
         ++left_;
+    }
+
+    Object object() {
+        const char* const start = at_ + 1;
+        std::vector<Object::Member> members;
+        each_member([&](std::string name) { members.emplace_back(std::move(name), any()); });
         try {
             return Object(std::move(members));
         } catch (const Error& error) {
@@ -140,13 +165,19 @@ class Parser {
         if (at_ == end_) fail("a string does not end");
         if (take('u')) {
             char32_t c = hexadecimal();
-            if (c >= 0xdc00 && c < 0xe000) fail("a lone surrogate");
             if (c >= 0xd800 && c < 0xdc00) {
+                const char* const after = at_;
                 const char32_t low = take('\\') && take('u') ? hexadecimal() : 0;
-                if (low < 0xdc00 || low >= 0xe000) fail("a lone surrogate");
-                c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
+                if (low >= 0xdc00 && low < 0xe000)
+                    c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
+                else
+                    at_ = after;
             }
-            utf8::append(made, c);
+            if (c >= 0xd800 && c < 0xe000 && !python_) fail("a lone surrogate");
+            if (c >= 0xdc80 && c < 0xdd00)
+                made += static_cast<char>(c - 0xdc00);
+            else
+                utf8::append(made, c);
             return;
         }
         const std::size_t which = NAMES.find(*at_);
@@ -192,6 +223,7 @@ class Parser {
         double real;
         // from_chars knows no locale. Numbers too near to 0 are refused as those too far from it are.
         if (std::from_chars(start, at_, real).ec != std::errc()) {
+            if (python_) return Value(std::strtod(std::string(start, at_).c_str(), nullptr));
             at_ = start;
             fail("a number beyond a double");
         }
@@ -202,18 +234,24 @@ class Parser {
     const char* at_;
     const char* const end_;
     unsigned left_;
+    const bool python_;
 };
 
+enum class Broken { refused, escaped };
+
 template <typename Escape>
-std::string with_escapes(std::string_view text, Escape escape) {
+std::string with_escapes(std::string_view text, Escape escape, Broken broken = Broken::refused) {
     constexpr char DIGITS[] = "0123456789abcdef";
     std::string made = "\"";
     const char* at = text.data();
     const char* const end = at + text.size();
     while (at != end) {
         const char* const start = at;
-        const char32_t c = utf8::next(at, end);
-        if (c == utf8::INVALID) throw Error("a text to be written as JSON is not UTF-8");
+        char32_t c = utf8::next(at, end);
+        if (c == utf8::INVALID) {
+            if (broken == Broken::refused) throw Error("a text to be written as JSON is not UTF-8");
+            c = 0xdc00 + static_cast<unsigned char>(*at++);
+        }
         constexpr std::string_view SHORT = "\"\\\b\f\n\r\t", NAMES = "\"\\bfnrt";
         const std::size_t named = c < 0x80 ? SHORT.find(static_cast<char>(c)) : std::string_view::npos;
         const auto unit = [&](char32_t u) {
@@ -234,6 +272,19 @@ std::string with_escapes(std::string_view text, Escape escape) {
 }
 
 }  // namespace
+
+Value::Value(const Value&) = default;
+Value::Value(Value&&) noexcept = default;
+Value& Value::operator=(const Value&) = default;
+Value& Value::operator=(Value&&) noexcept = default;
+Value::~Value() = default;
+
+Object::Object() = default;
+Object::Object(const Object&) = default;
+Object::Object(Object&&) noexcept = default;
+Object& Object::operator=(const Object&) = default;
+Object& Object::operator=(Object&&) noexcept = default;
+Object::~Object() = default;
 
 Object::Object(std::vector<Member> members) : members_(std::move(members)), by_name_(members_.size()) {
     std::iota(by_name_.begin(), by_name_.end(), 0u);
@@ -274,7 +325,13 @@ void Value::mismatch(const char* expected) const {
     throw Error(std::string(kind()) + " where " + expected + " is expected");
 }
 
-Value parse(std::string_view text, unsigned deepest) { return Parser(text, deepest).whole(); }
+Value parse(std::string_view text, unsigned deepest) { return Parser(text, deepest, false).whole(); }
+
+Value parse_python(std::string_view text, unsigned deepest) { return Parser(text, deepest, true).whole(); }
+
+std::vector<std::pair<std::string, std::string_view>> members(std::string_view text) {
+    return Parser(text, DEEPEST, true).members();
+}
 
 std::string quoted(std::string_view text) {
     return with_escapes(text, [](char32_t c) { return c < 0x20; });
@@ -282,6 +339,39 @@ std::string quoted(std::string_view text) {
 
 std::string quoted_ascii(std::string_view text) {
     return with_escapes(text, [](char32_t c) { return c < 0x20 || c > 0x7e; });
+}
+
+std::string quoted_bytes(std::string_view text) {
+    return with_escapes(text, [](char32_t c) { return c < 0x20 || c > 0x7e; }, Broken::escaped);
+}
+
+namespace {
+
+std::string written_number(double number) {
+    if (!std::isfinite(number)) throw Error("a number to be written as JSON is not finite");
+    char digits[32];
+    std::string made(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
+    return made.find_first_of(".e") == std::string::npos ? made + ".0" : made;  // it stays no integer
+}
+
+}  // namespace
+
+std::string written(const Value& value, std::string (*quote)(std::string_view)) {
+    if (value.is_null()) return "null";
+    if (const auto* boolean = value.get_if<bool>()) return *boolean ? "true" : "false";
+    if (const auto* whole = value.get_if<std::int64_t>()) return std::to_string(*whole);
+    if (const auto* real = value.get_if<double>()) return written_number(*real);
+    if (const auto* text = value.get_if<std::string>()) return quote(*text);
+    const auto* array = value.get_if<Array>();
+    std::string made = array ? "[" : "{";
+    const auto separate = [&] { made += made.size() > 1 ? "," : ""; };
+    if (array) {
+        for (const Value& each : *array) separate(), made += written(each, quote);
+        return made += "]";
+    }
+    for (const auto& [name, member] : value.object())
+        separate(), made += quote(name) + ":" + written(member, quote);
+    return made += "}";
 }
 
 }  // namespace uniecs::json

@@ -26,7 +26,12 @@ class Object {
   public:
     using Member = std::pair<std::string, Value>;
 
-    Object() = default;
+    Object();
+    Object(const Object&);
+    Object(Object&&) noexcept;
+    Object& operator=(const Object&);
+    Object& operator=(Object&&) noexcept;
+    ~Object();
     // Throws Error, naming it, for a name that comes twice.
     explicit Object(std::vector<Member> members);
 
@@ -47,6 +52,12 @@ class Value {
     using Content = std::variant<std::nullptr_t, bool, std::int64_t, double, std::string, Array, Object>;
 
     Value() = default;
+    // Compiled once, in json.cpp: they are long.
+    Value(const Value&);
+    Value(Value&&) noexcept;
+    Value& operator=(const Value&);
+    Value& operator=(Value&&) noexcept;
+    ~Value();
     // Of one of the types of Content.
     template <typename T, typename = std::enable_if_t<!std::is_same_v<std::decay_t<T>, Value>>>
     explicit Value(T&& content) : content_(std::in_place_type<std::decay_t<T>>, std::forward<T>(content)) {}
@@ -82,8 +93,22 @@ constexpr unsigned DEEPEST = 128;
 // Throws Error for anything but one JSON value, of at most `deepest` arrays and objects in one another.
 Value parse(std::string_view text, unsigned deepest = DEEPEST);
 
+// As `parse`, and what Python's json writes besides: a lone surrogate from U+DC80 to U+DCFF is a byte that
+// was not UTF-8 (Python's surrogateescape), any other is encoded as if it were a character; numbers beyond a
+// double are infinite or 0.
+Value parse_python(std::string_view text, unsigned deepest = DEEPEST);
+
+// The members of the object that `text` is, each value as it stands there. Reads as `parse_python`.
+std::vector<std::pair<std::string, std::string_view>> members(std::string_view text);
+
 // A valid UTF-8 text as a JSON string, escaped as Python's json does without and with `ensure_ascii`.
 std::string quoted(std::string_view text);
 std::string quoted_ascii(std::string_view text);
+// As `quoted_ascii`, but a byte that is not UTF-8 becomes a lone surrogate, as Python's surrogateescape has
+// it.
+std::string quoted_bytes(std::string_view text);
+
+// A value as JSON in one line, which gives the value back; its doubles are finite.
+std::string written(const Value& value, std::string (*quote)(std::string_view) = quoted);
 
 }  // namespace uniecs::json

@@ -2,6 +2,7 @@
 // be embedded.
 #include "../src/json.hpp"
 
+#include <cmath>
 #include <cstdio>
 #include <string>
 
@@ -94,6 +95,27 @@ void writing() {
     check(json::parse(json::quoted_ascii(text)).string() == text, "what was written in ASCII is read");
 }
 
+void as_python() {
+    const json::Value value = json::parse_python(
+        "[\"\\udcff\\ud83d\\ude00\\ud800x\\udc7f\", 1e999, -1e999, 1e-999, " + std::string(400, '9') + "]");
+    const json::Array& array = value.array();
+    check(array[0].string() == "\xff\U0001f600\xed\xa0\x80x\xed\xb1\xbf", "lone surrogates");
+    check(array[1].number() == HUGE_VAL && array[2].number() == -HUGE_VAL && array[3].number() == 0,
+          "far numbers");
+    check(array[4].number() == HUGE_VAL, "a far integer");
+    check(json::quoted_bytes("\xff\u00e9\xe2\x82") == "\"\\udcff\\u00e9\\udce2\\udc82\"",
+          "bytes that are no UTF-8");
+    check(json::parse_python(json::quoted_bytes("a\xff\x80\U0001f600")).string() == "a\xff\x80\U0001f600",
+          "bytes are read back");
+    const auto members = json::members(" {\"a\" : [1, {\"b\":2}] ,\"\\u0063\":\"x\"} ");
+    check(members.size() == 2 && members[0].second == "[1, {\"b\":2}]" && members[1].first == "c" &&
+              members[1].second == "\"x\"",
+          "members as they stand");
+    const std::string text = "{\"a\":[1,-2.5,1e+22,3.0,true,null,\"\u00e9\\n\"],\"b\":{}}";
+    check(json::written(json::parse(text)) == text, json::written(json::parse(text)));
+    check(json::written(json::Value("\u00e9"s), json::quoted_ascii) == "\"\\u00e9\"", "in ASCII");
+}
+
 void texts() {
     uniecs::check_text("\u3000");  // as Python: only these spaces count as blank
     for (const std::string& text :
@@ -115,6 +137,7 @@ int main() {
     reading();
     refusing();
     writing();
+    as_python();
     texts();
     if (failures == 0) std::puts("ok");
     return failures != 0;

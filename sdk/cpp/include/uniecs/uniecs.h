@@ -7,10 +7,18 @@
  *   uniecs_item item = {.text = "red kurta"};
  *   float *x = malloc(uniecs_encoder_embed_dim(encoder) * sizeof *x);
  *   uniecs_encoder_encode(encoder, &item, 1, x);
+ *
+ *   uniecs_engine *engine = NULL;
+ *   uniecs_hits *hits = NULL;
+ *   if (uniecs_engine_open("shop.uniecs", encoder, NULL, &engine) == UNIECS_OK &&
+ *       uniecs_engine_search(engine, &item, 10, NULL, "{\"price\": {\"$between\": [null, 50]}}", &hits) ==
+ * UNIECS_OK) for (size_t i = 0; i < uniecs_hits_count(hits, 0); i++) printf("%.4f %s\n", uniecs_hits_at(hits,
+ * 0, i)->score, uniecs_hits_at(hits, 0, i)->id); uniecs_hits_free(hits); uniecs_engine_free(engine);
  *   uniecs_encoder_free(encoder);
  *
- * Every function may be called from any thread. Strings are UTF-8 and end with a zero byte. What a function
- * returns through a pointer is freed by the function that its comment names; freeing NULL does nothing.
+ * Every function may be called from any thread, but free waits for nobody: call it last. Strings are UTF-8
+ * and end with a zero byte. What a function returns through a pointer is freed by the function that its
+ * comment names; freeing NULL does nothing.
  */
 #ifndef UNIECS_H
 #define UNIECS_H
@@ -64,6 +72,94 @@ UNIECS_API const char* uniecs_encoder_model_id(const uniecs_encoder* encoder);
 /* Unit embeddings of n items into `out` (n x embed_dim); an item that cannot be used fails the call. */
 UNIECS_API uniecs_status uniecs_encoder_encode(const uniecs_encoder* encoder, const uniecs_item* items,
                                                size_t n, float* out);
+
+/* The engine: products in an index folder, docs/index-format.md. NULL for what has a default. */
+
+typedef struct uniecs_engine uniecs_engine;
+typedef struct uniecs_hits uniecs_hits;
+typedef struct uniecs_report uniecs_report;
+
+typedef struct uniecs_open_options {
+    const char* durability;                           /* "full" (default) or "batch" */
+    void (*warning)(const char* message, void* data); /* default: a line on stderr */
+    void* warning_data;
+} uniecs_open_options;
+
+typedef struct uniecs_index_config {
+    const char*
+        views;  /* of multimodal (default), image, text, with commas; the first is searched by default */
+    uint32_t M; /* 0: 16 */
+    uint32_t ef_construction; /* 0: 200 */
+    const char* storage;      /* "float32" (default), "float16" or "int8" */
+} uniecs_index_config;
+
+/* At least one of title and image, the latter as in uniecs_item. */
+typedef struct uniecs_product {
+    const char* id;
+    const char* title;
+    const char* image_path;
+    const void* image_data;
+    size_t image_bytes;
+    const char* attributes; /* a JSON object; NULL: none */
+} uniecs_product;
+
+typedef struct uniecs_hit {
+    const char* id;
+    float score;            /* cosine similarity */
+    const char* title;      /* NULL: none */
+    const char* image_path; /* NULL: none; the bytes of the path */
+    const char* attributes; /* a JSON object */
+} uniecs_hit;
+
+typedef struct uniecs_rejection {
+    size_t row;
+    const char* id;
+    uniecs_status status;
+    const char* message;
+} uniecs_rejection;
+
+/* The encoder may be freed before the engine. */
+UNIECS_API uniecs_status uniecs_engine_create(const char* path, const uniecs_encoder* encoder,
+                                              const uniecs_index_config* config,
+                                              const uniecs_open_options* options, uniecs_engine** engine);
+UNIECS_API uniecs_status uniecs_engine_open(const char* path, const uniecs_encoder* encoder,
+                                            const uniecs_open_options* options, uniecs_engine** engine);
+UNIECS_API void uniecs_engine_free(uniecs_engine* engine); /* closes */
+UNIECS_API uniecs_status uniecs_engine_close(uniecs_engine* engine);
+UNIECS_API uniecs_status uniecs_engine_save(uniecs_engine* engine);
+UNIECS_API uniecs_status uniecs_engine_size(const uniecs_engine* engine, size_t* products);
+
+/* Products that cannot be used are in the report, and the others go on. uniecs_report_free; `report` may be
+ * NULL. */
+UNIECS_API uniecs_status uniecs_engine_add(uniecs_engine* engine, const uniecs_product* products, size_t n,
+                                           uniecs_report** report);
+UNIECS_API uniecs_status uniecs_engine_update(uniecs_engine* engine, const uniecs_product* products, size_t n,
+                                              uniecs_report** report);
+/* All or, where an id is unknown, none. */
+UNIECS_API uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids, size_t n);
+
+/* `where` is a filter as JSON, docs/cpp.md. uniecs_hits_free. */
+UNIECS_API uniecs_status uniecs_engine_search(const uniecs_engine* engine, const uniecs_item* query, size_t k,
+                                              const char* view, const char* where, uniecs_hits** hits);
+/* A query that cannot be read has a status of its own, and no hits. */
+UNIECS_API uniecs_status uniecs_engine_search_batch(const uniecs_engine* engine, const uniecs_item* queries,
+                                                    size_t n, size_t k, const char* view, const char* where,
+                                                    uniecs_hits** hits);
+UNIECS_API uniecs_status uniecs_engine_similar(const uniecs_engine* engine, const char* id, size_t k,
+                                               const char* view, const char* where, uniecs_hits** hits);
+
+/* What these return is valid until uniecs_hits_free; NULL and 0 for what is not there. */
+UNIECS_API size_t uniecs_hits_queries(const uniecs_hits* hits);
+UNIECS_API uniecs_status uniecs_hits_status(const uniecs_hits* hits, size_t query);
+UNIECS_API const char* uniecs_hits_message(const uniecs_hits* hits, size_t query);
+UNIECS_API size_t uniecs_hits_count(const uniecs_hits* hits, size_t query);
+UNIECS_API const uniecs_hit* uniecs_hits_at(const uniecs_hits* hits, size_t query, size_t place);
+UNIECS_API void uniecs_hits_free(uniecs_hits* hits);
+
+UNIECS_API size_t uniecs_report_added(const uniecs_report* report);
+UNIECS_API size_t uniecs_report_rejected(const uniecs_report* report);
+UNIECS_API const uniecs_rejection* uniecs_report_at(const uniecs_report* report, size_t place);
+UNIECS_API void uniecs_report_free(uniecs_report* report);
 
 #ifdef __cplusplus
 }

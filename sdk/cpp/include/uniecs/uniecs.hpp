@@ -1,17 +1,22 @@
-// uniecs: embeddings of products and queries, by words, a photo or both; the same bundles and the same
-// embeddings as the Python package.
+// uniecs: products found by words, a photo or both; the same bundles, the same embeddings, the same index
+// folders and the same hits as the Python package.
 //
-//   uniecs::Encoder encoder = uniecs::Encoder::load("bundles/mini");
-//   std::vector<float> x = encoder.encode({{"red kurta", {}}, {{}, uniecs::Image::file("a.jpg")}});
-//   // x: 2 x embed_dim
+//   auto encoder = uniecs::Encoder::load("bundles/mini");
+//   auto engine = uniecs::SearchEngine::create("shop.uniecs", encoder);
+//   engine.add({{"1", "red kurta", uniecs::Image::file("1.jpg"), R"({"price": 20})"}});
+//   for (const uniecs::Hit& hit : engine.search({"kurta", {}}, {10, {}, R"({"price": {"$between": [null,
+//   50]}})"}))
+//       std::printf("%.4f %s\n", hit.score, hit.id.c_str());
+//   engine.save();
 //
-// An Encoder may be moved, not copied; any number of threads may use one at once. Every error is a
-// uniecs::Error (errors.hpp). The C interface to the same is uniecs.h.
+// An Encoder and a SearchEngine may be moved, not copied; any number of threads may use one at once. Every
+// error is a uniecs::Error (errors.hpp). The C interface to the same is uniecs.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,7 +24,7 @@
 #include <vector>
 
 #include "uniecs/errors.hpp"
-#include "uniecs/graph.hpp"  // Span
+#include "uniecs/graph.hpp"  // Span, Storage
 
 namespace uniecs {
 
@@ -39,7 +44,7 @@ class Image {
     std::string_view data_;
 };
 
-// A product or a query: a text (UTF-8), an image, or both.
+// What to embed, or to search for: a text (UTF-8), an image, or both.
 struct Item {
     std::optional<std::string> text;
     std::optional<Image> image;
@@ -61,6 +66,7 @@ class Encoder {
 
     std::size_t embed_dim() const;
     const std::string& model_id() const;
+    const std::string& bundle() const;  // the folder, as it was given
 
     // Unit embeddings (items x embed_dim), in the order of the items. Throws Error for the first item that
     // cannot be used, its position in the message: input, text, image; and backend.
@@ -73,8 +79,114 @@ class Encoder {
 
   private:
     class Impl;
-    explicit Encoder(std::unique_ptr<const Impl> impl);
-    std::unique_ptr<const Impl> impl_;
+    friend class SearchEngine;
+    explicit Encoder(std::shared_ptr<const Impl> impl);
+    std::shared_ptr<const Impl> impl_;
 };
+
+// A product, with at least one of title and image. Of a hit, `image` is the path, where it had one.
+struct Product {
+    std::string id;
+    std::optional<std::string> title;
+    std::optional<Image> image;
+    std::string attributes =
+        "{}";  // a JSON object of strings, numbers, true, false, null, and arrays of these
+};
+
+struct Hit {
+    std::string id;
+    float score;  // cosine similarity
+    Product product;
+};
+
+// A row that was left out: its position, its id, and why.
+struct Rejected {
+    std::size_t row;
+    std::string id;
+    std::exception_ptr error;
+    std::string message;
+};
+
+struct AddReport {
+    std::size_t added = 0;
+    std::vector<Rejected> rejected;
+};
+
+// What an index is created with.
+struct IndexConfig {
+    std::vector<std::string> views{"multimodal"};  // any of multimodal, image, text; the first is the default
+    std::uint32_t M = 16;                          // HNSW's links a node, 2 to 512
+    std::uint32_t ef_construction = 200;           // and breadth of building, M to 10000
+    Storage storage = Storage::float32;            // how the graph keeps vectors
+};
+
+// full: a change is on the disk when its method returns. batch: it survives the end of the process, but
+// perhaps not a power cut.
+enum class Durability { full, batch };
+
+struct OpenOptions {
+    Durability durability = Durability::full;
+    // Told when a graph has to be built from the store; by default a line on stderr.
+    std::function<void(const std::string&)> warning;
+};
+
+struct QueryOptions {
+    std::size_t k = 10;
+    std::string view;   // empty: the index's first
+    std::string where;  // a filter as JSON (docs/cpp.md); empty: none
+};
+
+// A searchable catalogue of products in an index folder (docs/index-format.md), which Python reads and writes
+// too. What add, update and remove did is durable when they return; `save` only makes the next opening fast.
+// One process writes an index at a time, from its first change on, any number read it and follow within a
+// second.
+class SearchEngine {
+  public:
+    // The encoder may be destroyed before the engine. Both throw IndexFileError for a folder that is taken,
+    // missing, damaged or of a newer format, create InputError for unusable settings, open ModelMismatchError
+    // for vectors of another model.
+    static SearchEngine create(const std::string& path, const Encoder& encoder,
+                               const IndexConfig& config = {}, const OpenOptions& options = {});
+    static SearchEngine open(const std::string& path, const Encoder& encoder,
+                             const OpenOptions& options = {});
+
+    SearchEngine(SearchEngine&&) noexcept;
+    SearchEngine& operator=(SearchEngine&&) noexcept;
+    ~SearchEngine();  // closes
+
+    const std::vector<std::string>& views() const;
+    std::size_t size() const;
+
+    // Embed and index new products. One that cannot be used (a known id, an image that cannot be read,
+    // nothing for any view) is reported as rejected, and the others go on. `update` replaces products whole.
+    AddReport add(const std::vector<Product>& products);
+    AddReport update(const std::vector<Product>& products);
+    // How many there were. Throws InputError for an unknown id, and removes none.
+    std::size_t remove(const std::vector<std::string>& ids);
+
+    // The k products most similar, best first. Throws TextError, ImageError, FilterError, InputError.
+    std::vector<Hit> search(const Item& query, const QueryOptions& options = {}) const;
+    // For many queries, embedded together; the second has the errors of queries that cannot be read in
+    // `errors` (one for each query, empty for none), and no hits for them.
+    std::vector<std::vector<Hit>> search_batch(const std::vector<Item>& queries,
+                                               const QueryOptions& options = {}) const;
+    std::vector<std::vector<Hit>> search_batch(const std::vector<Item>& queries, const QueryOptions& options,
+                                               std::vector<std::exception_ptr>& errors) const;
+    // The products most similar to the product `id`, itself left out.
+    std::vector<Hit> similar(const std::string& id, const QueryOptions& options = {}) const;
+
+    // Write the graphs as they are, so that the next opening need not build them; no data depends on it.
+    void save();
+    // Let another process write; any further use throws InputError.
+    void close();
+
+  private:
+    class Impl;
+    explicit SearchEngine(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+// [{"id": ..., "score": ..., "title": ..., "image": ..., "attributes": {...}}, ...]
+std::string to_json(const std::vector<Hit>& hits);
 
 }  // namespace uniecs

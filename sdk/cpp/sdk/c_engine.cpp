@@ -1,0 +1,263 @@
+// The C interface of SearchEngine: it keeps what a call gave, and hands out pointers into it.
+#include <algorithm>
+#include <string_view>
+
+#include "c_status.hpp"
+
+using namespace uniecs::c;
+
+struct uniecs_engine {
+    uniecs::SearchEngine engine;
+};
+
+struct uniecs_hits {
+    struct Query {
+        uniecs_status status = UNIECS_OK;
+        std::string message;
+        std::vector<uniecs::Hit> kept;
+        std::vector<uniecs_hit> hits;
+    };
+    std::vector<Query> queries;
+};
+
+struct uniecs_report {
+    uniecs::AddReport report;
+    std::vector<uniecs_rejection> rejections;  // their texts are in `report`
+};
+
+namespace {
+
+uniecs::Durability durability_of(const char* name) {
+    if (!name || name == std::string_view("full")) return uniecs::Durability::full;
+    if (name == std::string_view("batch")) return uniecs::Durability::batch;
+    throw uniecs::InputError(std::string("durability is '") + name + "'; expected full or batch");
+}
+
+uniecs::OpenOptions options_of(const uniecs_open_options* given) {
+    uniecs::OpenOptions options;
+    if (!given) return options;
+    options.durability = durability_of(given->durability);
+    if (given->warning)
+        options.warning = [tell = given->warning, data = given->warning_data](const std::string& message) {
+            tell(message.c_str(), data);
+        };
+    return options;
+}
+
+uniecs::Storage storage_of(const char* name) {
+    if (!name || name == std::string_view("float32")) return uniecs::Storage::float32;
+    if (name == std::string_view("float16")) return uniecs::Storage::float16;
+    if (name == std::string_view("int8")) return uniecs::Storage::int8;
+    throw uniecs::InputError(std::string("storage is '") + name + "'; expected float32, float16 or int8");
+}
+
+uniecs::IndexConfig config_of(const uniecs_index_config* given) {
+    uniecs::IndexConfig config;
+    if (!given) return config;
+    if (given->M) config.M = given->M;
+    if (given->ef_construction) config.ef_construction = given->ef_construction;
+    config.storage = storage_of(given->storage);
+    if (given->views) {
+        config.views.clear();
+        const std::string_view views = given->views;
+        for (std::size_t start = 0, end; start <= views.size(); start = end + 1) {
+            end = std::min(views.find(',', start), views.size());
+            config.views.emplace_back(views.substr(start, end - start));
+        }
+    }
+    return config;
+}
+
+uniecs::QueryOptions query_options(size_t k, const char* view, const char* where) {
+    return {k, view ? view : "", where ? where : ""};
+}
+
+std::vector<uniecs::Product> products_of(const uniecs_product* products, size_t n) {
+    std::vector<uniecs::Product> made;
+    for (size_t i = 0; i < n; ++i) {
+        const uniecs_product& given = products[i];
+        require(given.id, "the id of a product");
+        uniecs::Product product{given.id,
+                                {},
+                                image_of(given.image_path, given.image_data, given.image_bytes),
+                                given.attributes ? given.attributes : "{}"};
+        if (given.title) product.title = given.title;
+        made.push_back(std::move(product));
+    }
+    return made;
+}
+
+uniecs_hit hit_of(const uniecs::Hit& hit) {
+    const uniecs::Product& product = hit.product;
+    return {hit.id.c_str(), hit.score, product.title ? product.title->c_str() : nullptr,
+            product.image ? product.image->path().c_str() : nullptr, product.attributes.c_str()};
+}
+
+uniecs_hits::Query query_of(std::vector<uniecs::Hit> hits, const std::exception_ptr& error) {
+    uniecs_hits::Query query;
+    if (error) query.status = status_of(error, query.message);
+    query.kept = std::move(hits);
+    for (const uniecs::Hit& each : query.kept) query.hits.push_back(hit_of(each));
+    return query;
+}
+
+uniecs_hits* one_query(std::vector<uniecs::Hit> hits) {
+    auto made = std::make_unique<uniecs_hits>();
+    made->queries.push_back(query_of(std::move(hits), nullptr));
+    return made.release();
+}
+
+void keep_report(uniecs::AddReport report, uniecs_report** out) {
+    if (!out) return;
+    auto made = std::make_unique<uniecs_report>();
+    made->report = std::move(report);
+    for (uniecs::Rejected& each : made->report.rejected) {
+        const uniecs_status status = status_of(each.error, each.message);
+        made->rejections.push_back({each.row, each.id.c_str(), status, each.message.c_str()});
+    }
+    *out = made.release();
+}
+
+template <typename Call>
+uniecs_status put(uniecs_engine* engine, const uniecs_product* products, size_t n, uniecs_report** report,
+                  Call call) {
+    return guarded([&] {
+        require(engine, "engine");
+        if (n) require(products, "products");
+        if (report) *report = nullptr;
+        keep_report(call(engine->engine, products_of(products, n)), report);
+    });
+}
+
+const uniecs_hits::Query* query_at(const uniecs_hits* hits, size_t query) {
+    return hits && query < hits->queries.size() ? &hits->queries[query] : nullptr;
+}
+
+}  // namespace
+
+uniecs_status uniecs_engine_create(const char* path, const uniecs_encoder* encoder,
+                                   const uniecs_index_config* config, const uniecs_open_options* options,
+                                   uniecs_engine** engine) {
+    return guarded([&] {
+        require(path, "path"), require(encoder, "encoder"), require(engine, "engine");
+        *engine = nullptr;
+        *engine = new uniecs_engine{
+            uniecs::SearchEngine::create(path, encoder->encoder, config_of(config), options_of(options))};
+    });
+}
+
+uniecs_status uniecs_engine_open(const char* path, const uniecs_encoder* encoder,
+                                 const uniecs_open_options* options, uniecs_engine** engine) {
+    return guarded([&] {
+        require(path, "path"), require(encoder, "encoder"), require(engine, "engine");
+        *engine = nullptr;
+        *engine = new uniecs_engine{uniecs::SearchEngine::open(path, encoder->encoder, options_of(options))};
+    });
+}
+
+void uniecs_engine_free(uniecs_engine* engine) { delete engine; }
+
+uniecs_status uniecs_engine_close(uniecs_engine* engine) {
+    return guarded([&] { require(engine, "engine"), engine->engine.close(); });
+}
+
+uniecs_status uniecs_engine_save(uniecs_engine* engine) {
+    return guarded([&] { require(engine, "engine"), engine->engine.save(); });
+}
+
+uniecs_status uniecs_engine_size(const uniecs_engine* engine, size_t* products) {
+    return guarded([&] {
+        require(engine, "engine"), require(products, "products");
+        *products = engine->engine.size();
+    });
+}
+
+uniecs_status uniecs_engine_add(uniecs_engine* engine, const uniecs_product* products, size_t n,
+                                uniecs_report** report) {
+    return put(engine, products, n, report,
+               [](uniecs::SearchEngine& e, const auto& all) { return e.add(all); });
+}
+
+uniecs_status uniecs_engine_update(uniecs_engine* engine, const uniecs_product* products, size_t n,
+                                   uniecs_report** report) {
+    return put(engine, products, n, report,
+               [](uniecs::SearchEngine& e, const auto& all) { return e.update(all); });
+}
+
+uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids, size_t n) {
+    return guarded([&] {
+        require(engine, "engine");
+        if (n) require(ids, "ids");
+        std::vector<std::string> all;
+        for (size_t i = 0; i < n; ++i) require(ids[i], "an id"), all.emplace_back(ids[i]);
+        engine->engine.remove(all);
+    });
+}
+
+uniecs_status uniecs_engine_search(const uniecs_engine* engine, const uniecs_item* query, size_t k,
+                                   const char* view, const char* where, uniecs_hits** hits) {
+    return guarded([&] {
+        require(engine, "engine"), require(query, "query"), require(hits, "hits");
+        *hits = nullptr;
+        *hits = one_query(engine->engine.search(item_of(*query), query_options(k, view, where)));
+    });
+}
+
+uniecs_status uniecs_engine_search_batch(const uniecs_engine* engine, const uniecs_item* queries, size_t n,
+                                         size_t k, const char* view, const char* where, uniecs_hits** hits) {
+    return guarded([&] {
+        require(engine, "engine"), require(hits, "hits");
+        if (n) require(queries, "queries");
+        *hits = nullptr;
+        std::vector<uniecs::Item> items;
+        for (size_t i = 0; i < n; ++i) items.push_back(item_of(queries[i]));
+        std::vector<std::exception_ptr> errors;
+        auto found = engine->engine.search_batch(items, query_options(k, view, where), errors);
+        auto made = std::make_unique<uniecs_hits>();
+        for (size_t i = 0; i < n; ++i) made->queries.push_back(query_of(std::move(found[i]), errors[i]));
+        *hits = made.release();
+    });
+}
+
+uniecs_status uniecs_engine_similar(const uniecs_engine* engine, const char* id, size_t k, const char* view,
+                                    const char* where, uniecs_hits** hits) {
+    return guarded([&] {
+        require(engine, "engine"), require(id, "id"), require(hits, "hits");
+        *hits = nullptr;
+        *hits = one_query(engine->engine.similar(id, query_options(k, view, where)));
+    });
+}
+
+size_t uniecs_hits_queries(const uniecs_hits* hits) { return hits ? hits->queries.size() : 0; }
+
+uniecs_status uniecs_hits_status(const uniecs_hits* hits, size_t query) {
+    const auto* found = query_at(hits, query);
+    return found ? found->status : UNIECS_INPUT;
+}
+
+const char* uniecs_hits_message(const uniecs_hits* hits, size_t query) {
+    const auto* found = query_at(hits, query);
+    return found ? found->message.c_str() : nullptr;
+}
+
+size_t uniecs_hits_count(const uniecs_hits* hits, size_t query) {
+    const auto* found = query_at(hits, query);
+    return found ? found->hits.size() : 0;
+}
+
+const uniecs_hit* uniecs_hits_at(const uniecs_hits* hits, size_t query, size_t place) {
+    const auto* found = query_at(hits, query);
+    return found && place < found->hits.size() ? &found->hits[place] : nullptr;
+}
+
+void uniecs_hits_free(uniecs_hits* hits) { delete hits; }
+
+size_t uniecs_report_added(const uniecs_report* report) { return report ? report->report.added : 0; }
+
+size_t uniecs_report_rejected(const uniecs_report* report) { return report ? report->rejections.size() : 0; }
+
+const uniecs_rejection* uniecs_report_at(const uniecs_report* report, size_t place) {
+    return report && place < report->rejections.size() ? &report->rejections[place] : nullptr;
+}
+
+void uniecs_report_free(uniecs_report* report) { delete report; }

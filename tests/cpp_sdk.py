@@ -1,0 +1,293 @@
+"""The shared library of the C++ SDK as a program in another language sees it, through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from uniecs.catalog import Product as PythonProduct
+
+OK, INPUT, IMAGE, TEXT, FILTER, BUNDLE, INDEX_FILE, MODEL_MISMATCH, BACKEND = range(9)
+Pair = tuple[str | None, bytes | None]
+
+
+class Item(ctypes.Structure):
+    _fields_ = (
+        ("text", ctypes.c_char_p),
+        ("image_path", ctypes.c_char_p),
+        ("image_data", ctypes.c_char_p),
+        ("image_bytes", ctypes.c_size_t),
+    )
+
+
+class Product(ctypes.Structure):
+    _fields_ = (
+        ("id", ctypes.c_char_p),
+        ("title", ctypes.c_char_p),
+        *Item._fields_[1:],
+        ("attributes", ctypes.c_char_p),
+    )
+
+
+class Hit(ctypes.Structure):
+    _fields_ = (
+        ("id", ctypes.c_char_p),
+        ("score", ctypes.c_float),
+        ("title", ctypes.c_char_p),
+        ("image_path", ctypes.c_char_p),
+        ("attributes", ctypes.c_char_p),
+    )
+
+
+class Rejection(ctypes.Structure):
+    _fields_ = (
+        ("row", ctypes.c_size_t),
+        ("id", ctypes.c_char_p),
+        ("status", ctypes.c_int),
+        ("message", ctypes.c_char_p),
+    )
+
+
+WARNING = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class OpenOptions(ctypes.Structure):
+    _fields_ = (("durability", ctypes.c_char_p), ("warning", WARNING), ("warning_data", ctypes.c_void_p))
+
+
+class IndexConfig(ctypes.Structure):
+    _fields_ = (
+        ("views", ctypes.c_char_p),
+        ("M", ctypes.c_uint32),
+        ("ef_construction", ctypes.c_uint32),
+        ("storage", ctypes.c_char_p),
+    )
+
+
+RETURNS: dict[str, Any] = {
+    "error_message": ctypes.c_char_p,
+    "encoder_embed_dim": ctypes.c_size_t,
+    "encoder_model_id": ctypes.c_char_p,
+    "encoder_free": None,
+    "engine_free": None,
+    "hits_queries": ctypes.c_size_t,
+    "hits_message": ctypes.c_char_p,
+    "hits_count": ctypes.c_size_t,
+    "hits_at": ctypes.POINTER(Hit),
+    "hits_free": None,
+    "report_added": ctypes.c_size_t,
+    "report_rejected": ctypes.c_size_t,
+    "report_at": ctypes.POINTER(Rejection),
+    "report_free": None,
+}
+
+
+class Failed(Exception):
+    """A status that is not OK, and its message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status, self.message = status, message
+
+
+def items(pairs: Sequence[tuple[str | None, bytes | Path | None]]) -> Any:
+    """An array of `Item`, of texts and of images as bytes or paths."""
+    return (Item * len(pairs))(*(_item(None if text is None else text.encode(), image) for text, image in pairs))
+
+
+def _item(text: bytes | None, image: bytes | Path | None) -> Item:
+    if isinstance(image, bytes):
+        return Item(text, None, image, len(image))
+    return Item(text, None if image is None else bytes(image), None, 0)
+
+
+class Sdk:
+    """The library; `call` raises `Failed`."""
+
+    Failed = Failed  # of this one module: tests each run it anew
+
+    def __init__(self, library: Path) -> None:
+        self.c = ctypes.CDLL(str(library))
+        for name, returned in RETURNS.items():
+            getattr(self.c, f"uniecs_{name}").restype = returned
+
+    def call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.c, f"uniecs_{name}")(*arguments)
+        if status != OK:
+            raise Failed(status, self.message())
+
+    def message(self) -> str:
+        return str(self.c.uniecs_error_message().decode())
+
+    def load(self, bundle: Path, precision: bytes = b"fp32", threads: int = 1) -> ctypes.c_void_p:
+        encoder = ctypes.c_void_p()
+        self.call("encoder_load", str(bundle).encode(), precision, threads, ctypes.byref(encoder))
+        return encoder
+
+    def encode(self, encoder: ctypes.c_void_p, pairs: Sequence[Pair]) -> tuple[int, npt.NDArray[np.float32]]:
+        out = np.zeros((len(pairs), self.c.uniecs_encoder_embed_dim(encoder)), np.float32)
+        return self.c.uniecs_encoder_encode(encoder, items(pairs), ctypes.c_size_t(len(pairs)), out.ctypes), out
+
+    def open(self, folder: Path, encoder: ctypes.c_void_p, durability: bytes | None = None) -> Engine:
+        return Engine(self, folder, encoder, None, durability)
+
+    def create(self, folder: Path, encoder: ctypes.c_void_p, **config: Any) -> Engine:
+        return Engine(self, folder, encoder, IndexConfig(**config), None)
+
+
+Found = list[tuple[str, float]]
+
+
+class Engine:
+    """A `SearchEngine` of the library; `warnings` are those that it gave."""
+
+    def __init__(
+        self, sdk: Sdk, folder: Path, encoder: ctypes.c_void_p, config: IndexConfig | None, durability: bytes | None
+    ) -> None:
+        self._sdk = sdk
+        self._handle = ctypes.c_void_p()
+        self.warnings: list[str] = []
+        self._warning = WARNING(lambda message, _: self.warnings.append(message.decode()))
+        options = OpenOptions(durability, self._warning, None)
+        made_with = () if config is None else (ctypes.byref(config),)
+        name = "engine_open" if config is None else "engine_create"
+        sdk.call(name, bytes(folder), encoder, *made_with, ctypes.byref(options), ctypes.byref(self._handle))
+
+    def __len__(self) -> int:
+        size = ctypes.c_size_t()
+        self._sdk.call("engine_size", self._handle, ctypes.byref(size))
+        return size.value
+
+    def put(self, name: str, products: Sequence[Mapping[str, Any]]) -> tuple[int, list[tuple[int, str, int, str]]]:
+        """`add` or `update` products of id, title, image and attributes: how many, and (row, id, status, message)."""
+        given = (Product * len(products))()
+        for place, product in enumerate(products):
+            item = _item(None, product.get("image"))
+            attributes = product.get("attributes", {})
+            text = attributes if isinstance(attributes, str) else json.dumps(attributes, ensure_ascii=False)
+            title = None if product.get("title") is None else product["title"].encode()
+            given[place] = Product(
+                product["id"].encode(), title, item.image_path, item.image_data, item.image_bytes, text.encode()
+            )
+        report = ctypes.c_void_p()
+        count = ctypes.c_size_t(len(products))
+        self._sdk.call(f"engine_{name}", self._handle, given, count, ctypes.byref(report))
+        c = self._sdk.c
+        rejected = [
+            c.uniecs_report_at(report, ctypes.c_size_t(i)).contents for i in range(c.uniecs_report_rejected(report))
+        ]
+        found = (
+            c.uniecs_report_added(report),
+            [(each.row, each.id.decode(), each.status, each.message.decode()) for each in rejected],
+        )
+        c.uniecs_report_free(report)
+        return found
+
+    def remove(self, ids: Sequence[str]) -> None:
+        given = (ctypes.c_char_p * len(ids))(*(id.encode() for id in ids))
+        self._sdk.call("engine_remove", self._handle, given, ctypes.c_size_t(len(ids)))
+
+    def search(self, text: str | None = None, image: bytes | Path | None = None, **options: Any) -> Found:
+        return [(hit["id"], hit["score"]) for hit in self.hits("search", items([(text, image)]), **options)]
+
+    def similar(self, id: str, **options: Any) -> Found:
+        return [(hit["id"], hit["score"]) for hit in self.hits("similar", id.encode(), **options)]
+
+    def hits(self, name: str, query: Any, **options: Any) -> list[dict[str, Any]]:
+        """The whole hits of `search` or `similar`."""
+        return self._asked(name, (query,), **options)[0][2]
+
+    def search_batch(
+        self, pairs: Sequence[tuple[str | None, bytes | Path | None]], **options: Any
+    ) -> list[tuple[int, str, list[dict[str, Any]]]]:
+        """For each query its status, message and hits."""
+        return self._asked("search_batch", (items(pairs), ctypes.c_size_t(len(pairs))), **options)
+
+    def _asked(
+        self,
+        name: str,
+        query: tuple[Any, ...],
+        k: int = 10,
+        view: str | None = None,
+        where: Any = None,
+    ) -> list[tuple[int, str, list[dict[str, Any]]]]:
+        text = where if where is None or isinstance(where, str) else json.dumps(where)
+        c, hits = self._sdk.c, ctypes.c_void_p()
+        filters = (None if each is None else each.encode() for each in (view, text))
+        self._sdk.call(f"engine_{name}", self._handle, *query, ctypes.c_size_t(k), *filters, ctypes.byref(hits))
+        answers = []
+        for place in map(ctypes.c_size_t, range(c.uniecs_hits_queries(hits))):
+            some = range(c.uniecs_hits_count(hits, place))
+            read = [_read(c.uniecs_hits_at(hits, place, ctypes.c_size_t(i)).contents) for i in some]
+            status = c.uniecs_hits_status(hits, place)
+            answers.append((status, c.uniecs_hits_message(hits, place).decode(), read))
+        c.uniecs_hits_free(hits)
+        return answers
+
+    def save(self) -> None:
+        self._sdk.call("engine_save", self._handle)
+
+    def close(self) -> None:
+        self._sdk.call("engine_close", self._handle)
+
+    def free(self) -> None:
+        self._sdk.c.uniecs_engine_free(self._handle)
+        self._handle = ctypes.c_void_p()
+
+
+def _read(hit: Hit) -> dict[str, Any]:
+    return {
+        "id": hit.id.decode(),
+        "score": hit.score,
+        "title": None if hit.title is None else hit.title.decode(),
+        "image": hit.image_path,
+        "attributes": json.loads(hit.attributes),
+    }
+
+
+# Products, and what Python finds
+
+
+def where_in_json(where: Any) -> Any:
+    """A `where` of Python as C++ takes it: ranges are spelled out."""
+    if isinstance(where, tuple):
+        return {"$between": list(where)}
+    if isinstance(where, Mapping):
+        return {key: where_in_json(value) for key, value in where.items()}
+    return [where_in_json(each) for each in where] if isinstance(where, list) else where
+
+
+def shop(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Products with a title and attributes of every kind."""
+    draw = random.Random(seed)
+    colours, kinds = ("red", "blue", "black", "green", "white", "grey"), ("shirt", "dress", "shoes", "bag", "watch")
+    made = []
+    for number in range(n):
+        attributes: dict[str, Any] = {"price": draw.randrange(100), "new": draw.random() < 0.3}
+        if draw.random() < 0.8:
+            attributes["colour"] = draw.choice(colours)
+        if sizes := draw.sample(["S", "M", "L", 38, 40.5, "42"], draw.randrange(4)):
+            attributes["sizes"] = sizes
+        title = f"{draw.choice(colours)} {draw.choice(kinds)} {draw.choice(colours)} {number}"
+        made.append({"id": f"p{number}", "title": title, "attributes": attributes})
+    return made
+
+
+def as_products(rows: Sequence[Mapping[str, Any]]) -> list[PythonProduct]:
+    return [PythonProduct(row["id"], row["title"], None, row["attributes"]) for row in rows]
+
+
+def pairs_of(hits: Sequence[Any]) -> list[tuple[str, float]]:
+    return [(hit.id, hit.score) for hit in hits]
+
+
+def same(found: Sequence[tuple[str, float]], expected: Sequence[tuple[str, float]]) -> bool:
+    ids = [id for id, _ in found] == [id for id, _ in expected]
+    return ids and all(abs(a - b) < 1e-6 for (_, a), (_, b) in zip(found, expected, strict=True))

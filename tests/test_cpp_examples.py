@@ -1,0 +1,175 @@
+"""The examples of the C++ SDK: the search on the command line, and the HTTP service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from uniecs.catalog import Product
+from uniecs.engine import SearchEngine
+
+cpp = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cpp_sdk.py"))))
+pytestmark = pytest.mark.timeout(600)  # the first test builds the SDK
+
+
+def test_the_search_example_runs(cpp_sdk_build: Path, tiny_bundle: Path, tiny_encoder: Any, tmp_path: Path) -> None:
+    with SearchEngine.create(tmp_path / "a.uniecs", tiny_encoder) as engine:
+        engine.add(cpp.as_products(cpp.shop(30)))
+        expected = engine.search("red dress", where={"price": (None, 50)})
+    command = [cpp_sdk_build / "search", tmp_path / "a.uniecs", tiny_bundle, "red dress", ""]
+    done = subprocess.run(
+        [*command, '{"price": {"$between": [null, 50]}}'], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [f"{hit.score:.4f}  {hit.id}  {hit.product.title}" for hit in expected]
+    assert done.stdout.splitlines() == lines
+    assert subprocess.run(command[:2], capture_output=True, check=False).returncode == 2
+
+
+@contextlib.contextmanager
+def served(program: Path, folder: Path, bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The service on a free port, and its address."""
+    command = [str(program), str(folder), str(bundle), "0", "127.0.0.1", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            line = service.stdout.readline()
+            assert line.startswith("listening on 127.0.0.1:"), line
+            yield service, f"http://{line.split()[2]}"
+        finally:
+            service.kill()
+
+
+def get(url: str, data: bytes | None = None) -> tuple[int, Any]:
+    request = urllib.request.Request(url, data, {"Content-Type": "image/png"} if data else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_the_service(cpp_sdk_build: Path, tiny_bundle: Path, tiny_encoder: Any, tmp_path: Path) -> None:
+    if not (cpp_sdk_build / "service").exists():
+        pytest.skip("libcpp-httplib-dev is not installed")
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (24, 32), "red").save(picture)
+    with SearchEngine.create(tmp_path / "a.uniecs", tiny_encoder) as engine:
+        engine.add([*cpp.as_products(cpp.shop(30)), Product("photo", 'a "quoted"\n title', str(picture), {})])
+        by_text = cpp.pairs_of(engine.search("red dress", k=3, where={"price": (None, 50)}))
+        by_both = engine.search("red", picture, k=2)
+    where = urllib.parse.quote('{"price": {"$between": [null, 50]}}')
+    with served(cpp_sdk_build / "service", tmp_path / "a.uniecs", tiny_bundle) as (service, url):
+        assert get(f"{url}/health") == (200, {"status": "ok", "products": 31})
+        status, found = get(f"{url}/search?text=red+dress&k=3&where={where}")
+        assert status == 200 and cpp.same([(hit["id"], hit["score"]) for hit in found["hits"]], by_text)
+        status, found = get(f"{url}/search?text=red&k=2", picture.read_bytes())
+        assert status == 200 and cpp.same([(hit["id"], hit["score"]) for hit in found["hits"]], cpp.pairs_of(by_both))
+        (drawn,) = [hit for hit in get(f"{url}/search?text=red&k=31")[1]["hits"] if hit["id"] == "photo"]
+        assert (drawn["title"], drawn["image"]) == ('a "quoted"\n title', str(picture))
+        for query in ("", "?text=", "?text=red&k=0", "?text=red&k=x", "?text=red&view=none", "?text=red&where=%7B"):
+            status, found = get(f"{url}/search{query}")
+            assert status == 400 and found["error"], query
+        assert get(f"{url}/search", b"no picture")[0] == 400
+        stops_gracefully(service, url, picture)
+
+
+def stops_gracefully(service: subprocess.Popen[str], url: str, picture: Path) -> None:
+    """SIGTERM while requests are under way: each that was begun is answered, then the process ends by itself."""
+    host, port = url.removeprefix("http://").split(":")
+    body = picture.read_bytes()
+    head = f"POST /search?text=red&k=2 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    slow = [socket.create_connection((host, int(port)), timeout=60) for _ in range(2)]
+    for each in slow:
+        each.sendall(head.encode() + body[:-1])
+    time.sleep(0.3)  # both are with a worker now
+    service.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert service.poll() is None
+    with pytest.raises(OSError):
+        socket.create_connection((host, int(port)), timeout=5).close()
+    for each in slow:
+        each.sendall(body[-1:])
+        answer = b""
+        while data := each.recv(65536):
+            answer += data
+        each.close()
+        assert answer.startswith(b"HTTP/1.1 200") and len(json.loads(answer.partition(b"\r\n\r\n")[2])["hits"]) == 2
+    assert service.wait(timeout=60) == 0
+    assert service.stdout is not None and service.stdout.read() == "stopped\n"
+
+
+C_PROGRAM = r"""
+#include <stdio.h>
+#include <uniecs/uniecs.h>
+
+int main(int argc, char** argv) {
+    uniecs_encoder* encoder = NULL;
+    uniecs_engine* engine = NULL;
+    uniecs_hits* hits = NULL;
+    uniecs_item item = {.text = "red dress"};
+    if (argc < 3 || uniecs_encoder_load(argv[2], "fp32", 1, &encoder) != UNIECS_OK ||
+        uniecs_engine_open(argv[1], encoder, NULL, &engine) != UNIECS_OK ||
+        uniecs_engine_search(engine, &item, 3, NULL, "{\"price\": {\"$between\": [null, 50]}}", &hits) != UNIECS_OK) {
+        fprintf(stderr, "%s\n", uniecs_error_message());
+        return 1;
+    }
+    for (size_t i = 0; i < uniecs_hits_count(hits, 0); i++) puts(uniecs_hits_at(hits, 0, i)->id);
+    uniecs_hits_free(hits);
+    uniecs_engine_free(engine);
+    uniecs_encoder_free(encoder);
+    return 0;
+}
+"""
+PROJECT = """
+cmake_minimum_required(VERSION 3.18)
+project(app C CXX)
+find_package(uniecs REQUIRED)
+add_executable(in_c main.c)
+target_link_libraries(in_c uniecs::uniecs)
+add_executable(in_cpp main.cpp)
+target_link_libraries(in_cpp uniecs::uniecs)
+"""
+
+
+def test_it_is_installed_and_found(cpp_sdk_build: Path, tiny_bundle: Path, tiny_encoder: Any, tmp_path: Path) -> None:
+    """A project of somebody else's, in C and in C++, against the installed library."""
+    with SearchEngine.create(tmp_path / "a.uniecs", tiny_encoder) as engine:
+        engine.add(cpp.as_products(cpp.shop(30)))
+        expected = [hit.id for hit in engine.search("red dress", k=3, where={"price": (None, 50)})]
+    source, build = tmp_path / "app", tmp_path / "build"
+    source.mkdir()
+    (source / "main.c").write_text(C_PROGRAM)
+    shutil.copyfile(Path(__file__).parents[1] / "sdk" / "cpp" / "examples" / "search.cpp", source / "main.cpp")
+    (source / "CMakeLists.txt").write_text(PROJECT)
+    for command in (
+        ["cmake", "--install", cpp_sdk_build, "--prefix", tmp_path / "usr"],
+        ["cmake", "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={tmp_path / 'usr'}"],
+        ["cmake", "--build", build],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    where = '{"price": {"$between": [null, 50]}}'
+    for program, rest in (("in_c", []), ("in_cpp", ["red dress", "", where])):
+        command = [build / program, tmp_path / "a.uniecs", tiny_bundle, *rest]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert [line if program == "in_c" else line.split("  ")[1] for line in lines][:3] == expected
