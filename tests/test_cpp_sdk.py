@@ -71,6 +71,24 @@ def test_embeddings_are_pythons(sdk: Any, bundle: str, request: pytest.FixtureRe
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_low_precisions_are_pythons(sdk: Any, precision: str) -> None:
+    folder, items = packaged_bundle("mini"), pairs()
+    texts, images = [text for text, _ in items], [image for _, image in items]
+    try:
+        python = uniecs.load(folder, precision=precision, threads=1)
+    except uniecs.BackendError as error:
+        pytest.skip(str(error))
+    encoder = sdk.load(folder, precision.encode())
+    status, found = sdk.encode(encoder, items)
+    assert status == OK, sdk.message()
+    cosine = (found * python.encode(texts, images)).sum(1)
+    plain = (found * uniecs.load(folder, threads=1).encode(texts, images)).sum(1)
+    assert cosine.min() >= 1 - 1e-4 and cosine.mean() > plain.mean() + 1e-5
+    sdk.c.uniecs_encoder_free(encoder)
+
+
+@pytest.mark.timeout(600)
 def test_golden_texts(sdk: Any) -> None:
     folder = packaged_bundle("mini")
     bundle = open_bundle(folder)
@@ -132,6 +150,7 @@ def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path
 
     assert refused(tmp_path / "none") == BUNDLE
     assert refused(tiny_bundle, b"fp64") == BACKEND
+    assert refused(tiny_bundle, b"int8") == BACKEND  # it has no such variant
     for name in ("manifest.json", "tokenizer.json", "fusion.onnx"):
         copy = tmp_path / name.partition(".")[0]
         shutil.copytree(tiny_bundle, copy)

@@ -6,6 +6,8 @@
 #include <memory>
 #include <string>
 
+#include "int8_recipe.hpp"
+
 namespace uniecs {
 
 // A batch of one kind: images, texts, or both. All rows have what the batch has.
@@ -26,14 +28,15 @@ class Backend {
     virtual void embed(const Batch& batch, float* out) = 0;
 };
 
-// The paths of a bundle's graphs, and the width of what they give.
+// The paths of a bundle's graphs, the width of what they give, and for int8 how.
 struct Graphs {
     std::string image_encoder, text_encoder, fusion;
     std::size_t embed_dim = 0;
+    Int8Recipe int8;
 };
 
-// OpenVINO on the CPU. `precision` is "fp32" or "bf16"; `threads` 0 leaves their number to OpenVINO. Throws
-// BackendError for what this CPU lacks and for graphs that cannot be compiled.
+// OpenVINO on the CPU. `precision` is "fp32", "bf16" or "int8"; `threads` 0 leaves their number to OpenVINO.
+// Throws BackendError for what this CPU lacks and for graphs that cannot be compiled.
 std::unique_ptr<Backend> openvino_backend(const Graphs& graphs, const std::string& precision,
                                           unsigned threads);
 

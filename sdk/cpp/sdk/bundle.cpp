@@ -104,8 +104,12 @@ class Reader {
             parts.insert(name);
             *paths[i] = (folder_ / name).string();
         }
+        if (const json::Value* variants = manifest_.find("variants"))
+            if (const json::Value* int8 = variants->object().find("int8"))
+                int8_file_ = plain(int8->object().at("file").string());
         check_files(parts);
         bundle.tokenizer_json = std::move(tokenizer_json_);
+        bundle.int8_json = std::move(int8_json_);
         bundle.model_id = manifest_.at("model_id").string();
         const std::string expected = model_id(parts, bundle);
         if (bundle.model_id != expected)
@@ -137,7 +141,9 @@ class Reader {
     // Size and SHA-256 of every file of the manifest; graphs keep their weights inside.
     void check_files(const std::set<std::string>& parts) {
         const json::Object& files = manifest_.at("files").object();
-        for (const std::string& name : parts)
+        std::set<std::string> needed = parts;
+        if (!int8_file_.empty()) needed.insert(int8_file_);
+        for (const std::string& name : needed)
             if (!files.find(name)) throw BundleError(name + " is not among the manifest's files");
         for (const auto& [name, record] : files) {
             std::string data = read(folder_ / plain(name));
@@ -149,6 +155,7 @@ class Reader {
                 throw BundleError(name + " is damaged: its sha256 is not the recorded one");
             if (parts.count(name) && name != TOKENIZER && data.find(EXTERNAL_DATA) != std::string::npos)
                 throw BundleError(name + " keeps weights in another file; export it with the weights inside");
+            if (name == int8_file_) int8_json_ = data;
             if (name == TOKENIZER) tokenizer_json_ = std::move(data);
         }
     }
@@ -169,7 +176,7 @@ class Reader {
     }
 
     fs::path folder_;
-    std::string text_, tokenizer_json_;
+    std::string text_, tokenizer_json_, int8_file_, int8_json_;
     json::Value value_;
     const json::Object& manifest_;
 };

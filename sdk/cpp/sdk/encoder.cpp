@@ -45,6 +45,16 @@ struct Prepared {
     const Image* image;             // nullptr: none
 };
 
+Graphs graphs(const Bundle& bundle, const std::string& precision) {
+    Graphs found = bundle.graphs;
+    if (precision != "int8") return found;
+    if (bundle.int8_json.empty())
+        throw BackendError("bundle " + bundle.model_id +
+                           " has no int8 variant: make one with `uniecs quantize`, or use bf16 or fp32");
+    found.int8 = parse_int8_recipe(bundle.int8_json, bundle.model_id);
+    return found;
+}
+
 }  // namespace
 
 class Encoder::Impl {
@@ -52,7 +62,7 @@ class Encoder::Impl {
     Impl(const std::string& folder, const EncoderOptions& options)
         : bundle(open_bundle(folder)),
           tokenizer(bundle.tokenizer_json, bundle.max_tokens),
-          backend(openvino_backend(bundle.graphs, options.precision, options.threads)) {}
+          backend(openvino_backend(graphs(bundle, options.precision), options.precision, options.threads)) {}
 
     std::vector<float> encode(const std::vector<Item>& items, std::vector<std::exception_ptr>& errors,
                               std::size_t batch_size) const {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend.hpp"
+#include "openvino_int8.hpp"
 #include "uniecs/errors.hpp"
 
 namespace uniecs {
@@ -18,8 +19,8 @@ constexpr const char* MAX_PREPARED = "256";
 // One graph: compiled on first use, run by as many threads at once as call it.
 class CompiledGraph {
   public:
-    CompiledGraph(ov::Core& core, std::string path, ov::AnyMap config)
-        : core_(core), path_(std::move(path)), config_(std::move(config)) {}
+    CompiledGraph(ov::Core& core, std::string path, ov::AnyMap config, std::vector<QuantizedInput> int8)
+        : core_(core), path_(std::move(path)), config_(std::move(config)), int8_(std::move(int8)) {}
 
     // Calls use(request) with a request of its own, and keeps the request for the next call.
     template <typename Use>
@@ -33,7 +34,11 @@ class CompiledGraph {
   private:
     ov::InferRequest take() {
         std::unique_lock<std::mutex> lock(mutex_);
-        if (!compiled_) compiled_ = core_.compile_model(core_.read_model(path_), "CPU", config_);
+        if (!compiled_) {
+            const std::shared_ptr<ov::Model> model = core_.read_model(path_);
+            quantize(model, int8_);
+            compiled_ = core_.compile_model(model, "CPU", config_);
+        }
         if (idle_.empty()) {
             lock.unlock();
             return compiled_.create_infer_request();
@@ -46,6 +51,7 @@ class CompiledGraph {
     ov::Core& core_;
     std::string path_;
     ov::AnyMap config_;
+    std::vector<QuantizedInput> int8_;
     std::mutex mutex_;
     ov::CompiledModel compiled_;
     std::vector<ov::InferRequest> idle_;
@@ -53,12 +59,20 @@ class CompiledGraph {
 
 ov::AnyMap configuration(ov::Core& core, const std::string& precision, unsigned threads) {
     const auto able = core.get_property("CPU", ov::device::capabilities);
-    if (precision != "fp32" && precision != "bf16")
-        throw BackendError("precision is '" + precision + "'; the openvino backend runs in fp32 or bf16");
-    if (precision == "bf16" && std::find(able.begin(), able.end(), "BF16") == able.end())
+    const auto has = [&](const char* what) {
+        return std::find(able.begin(), able.end(), what) != able.end();
+    };
+    if (precision != "fp32" && precision != "bf16" && precision != "int8")
+        throw BackendError("precision is '" + precision +
+                           "'; the openvino backend runs in fp32, bf16 or int8");
+    if (precision == "bf16" && !has("BF16"))
         throw BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision fp32");
+    if (precision == "int8" && !has("INT8"))
+        throw BackendError("OpenVINO has no int8 arithmetic on this CPU; use precision fp32");
+    // Under int8 all but the quantised matrix products runs in bf16, where the CPU has it.
+    const bool bf16 = precision == "bf16" || (precision == "int8" && has("BF16"));
     ov::AnyMap config{{"PERFORMANCE_HINT", "LATENCY"},
-                      {"INFERENCE_PRECISION_HINT", precision == "bf16" ? "bf16" : "f32"},
+                      {"INFERENCE_PRECISION_HINT", bf16 ? "bf16" : "f32"},
                       {"ENABLE_CPU_PINNING", false},
                       {"CPU_RUNTIME_CACHE_CAPACITY", MAX_PREPARED}};
     if (threads) config["INFERENCE_NUM_THREADS"] = static_cast<int>(threads);
@@ -76,9 +90,9 @@ class OpenVinoBackend : public Backend {
     OpenVinoBackend(const Graphs& graphs, const std::string& precision, unsigned threads)
         : embed_dim_(graphs.embed_dim),
           config_(configuration(core_, precision, threads)),
-          image_encoder_(core_, graphs.image_encoder, config_),
-          text_encoder_(core_, graphs.text_encoder, config_),
-          fusion_(core_, graphs.fusion, config_) {}
+          image_encoder_(core_, graphs.image_encoder, config_, int8(graphs, "image_encoder")),
+          text_encoder_(core_, graphs.text_encoder, config_, int8(graphs, "text_encoder")),
+          fusion_(core_, graphs.fusion, config_, int8(graphs, "fusion")) {}
 
     void embed(const Batch& batch, float* out) override {
         try {
@@ -131,6 +145,11 @@ class OpenVinoBackend : public Backend {
                 throw BackendError("the fusion graph gave another shape than (batch, embed_dim)");
             std::memcpy(out, embedding.data<float>(), batch.size * embed_dim_ * sizeof(float));
         });
+    }
+
+    static std::vector<QuantizedInput> int8(const Graphs& graphs, const std::string& graph) {
+        const auto found = graphs.int8.find(graph);
+        return found == graphs.int8.end() ? std::vector<QuantizedInput>() : found->second;
     }
 
     static ov::Tensor copied(const ov::Tensor& tensor, std::vector<float>& kept) {

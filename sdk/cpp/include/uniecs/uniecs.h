@@ -62,7 +62,7 @@ typedef struct uniecs_item {
 /* What was wrong with this thread's last call that did not return UNIECS_OK; valid until its next call. */
 UNIECS_API const char* uniecs_error_message(void);
 
-/* Load a bundle folder; precision "fp32" or "bf16"; threads 0 leaves their number to the engine. */
+/* Load a bundle folder; precision "fp32", "bf16" or "int8"; threads 0 leaves their number to the engine. */
 UNIECS_API uniecs_status uniecs_encoder_load(const char* bundle, const char* precision, unsigned threads,
                                              uniecs_encoder** encoder);
 UNIECS_API void uniecs_encoder_free(uniecs_encoder* encoder);

@@ -51,7 +51,7 @@ struct Item {
 };
 
 struct EncoderOptions {
-    std::string precision = "fp32";  // or "bf16", on CPUs that have it
+    std::string precision = "fp32";  // or "bf16" or "int8", where CPU and bundle have it
     unsigned threads = 0;            // CPU threads of the engine; 0 leaves their number to it
 };
 
