@@ -1,6 +1,40 @@
 #include "row_words.hpp"
 
 namespace uniecs {
+namespace {
+
+using Word64 = std::atomic<std::uint64_t>;
+constexpr auto RELAXED = std::memory_order_relaxed;
+
+// out[i] = of(a[i], b[i]). By plain pointers: the compiler reads anew what it may not keep beside atomics.
+template <typename Of>
+void combine(const Word64* a, const Word64* b, std::size_t n, Word64* out, Of of) {
+    for (std::size_t i = 0; i < n; ++i) out[i].store(of(a[i].load(RELAXED), b[i].load(RELAXED)), RELAXED);
+}
+
+std::size_t count_portable(const Word64* words, std::size_t n) {
+    std::size_t total = 0;
+    for (std::size_t i = 0; i < n; ++i) total += bits_in(words[i].load(RELAXED));
+    return total;
+}
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+__attribute__((target("popcnt"))) std::size_t count_popcnt(const Word64* words, std::size_t n) {
+    std::size_t total = 0;
+    for (std::size_t i = 0; i < n; ++i)
+        total += static_cast<std::size_t>(__builtin_popcountll(words[i].load(RELAXED)));
+    return total;
+}
+
+std::size_t count_bits(const Word64* words, std::size_t n) {
+    static const bool popcnt = __builtin_cpu_supports("popcnt") != 0;
+    return popcnt ? count_popcnt(words, n) : count_portable(words, n);
+}
+#else
+std::size_t count_bits(const Word64* words, std::size_t n) { return count_portable(words, n); }
+#endif
+
+}  // namespace
 
 RowSet::RowSet(Span<const Row> rows) {
     Row last = 0;
@@ -25,9 +59,7 @@ bool RowSet::contains(Row row) const { return words()->contains(row); }
 
 std::size_t RowSet::count() const {
     const auto words = this->words();
-    std::size_t total = 0;
-    for (std::size_t i = 0; i < words->size(); ++i) total += bits_in(words->word(i));
-    return total;
+    return count_bits(words->begin(), words->size());
 }
 
 std::vector<Row> RowSet::rows() const {
@@ -38,23 +70,27 @@ std::vector<Row> RowSet::rows() const {
 
 RowSet RowSet::intersection(const RowSet& other) const {
     const auto a = words(), b = other.words();
-    auto both = std::make_shared<Words>(std::min(a->size(), b->size()));
-    for (std::size_t i = 0; i < both->size(); ++i) both->put(i, a->word(i) & b->word(i));
+    const std::size_t shared = std::min(a->size(), b->size());
+    auto both = std::make_shared<Words>(shared);
+    combine(a->begin(), b->begin(), shared, both->begin(), [](auto x, auto y) { return x & y; });
     return RowSet(std::move(both));
 }
 
 RowSet RowSet::united(const RowSet& other) const {
-    const auto a = words(), b = other.words();
-    auto either = std::make_shared<Words>(std::max(a->size(), b->size()));
-    for (std::size_t i = 0; i < either->size(); ++i)
-        either->put(i, (i < a->size() ? a->word(i) : 0) | (i < b->size() ? b->word(i) : 0));
+    auto a = words(), b = other.words();
+    if (a->size() < b->size()) a.swap(b);
+    auto either = std::make_shared<Words>(a->size());
+    combine(a->begin(), b->begin(), b->size(), either->begin(), [](auto x, auto y) { return x | y; });
+    for (std::size_t i = b->size(); i < a->size(); ++i) either->put(i, a->word(i));
     return RowSet(std::move(either));
 }
 
 RowSet RowSet::complement(Row last) const {
     const auto a = words();
     auto others = std::make_shared<Words>(last / 64 + 1);
-    for (std::size_t i = 0; i < others->size(); ++i) others->put(i, ~(i < a->size() ? a->word(i) : 0));
+    const std::size_t shared = std::min(a->size(), others->size());
+    combine(a->begin(), a->begin(), shared, others->begin(), [](auto x, auto) { return ~x; });
+    for (std::size_t i = shared; i < others->size(); ++i) others->put(i, ~std::uint64_t{0});
     others->put(0, others->word(0) & ~std::uint64_t{1});  // there is no row 0
     if (const unsigned rest = (last + 1) % 64)
         others->put(others->size() - 1, others->word(others->size() - 1) & ((std::uint64_t{1} << rest) - 1));

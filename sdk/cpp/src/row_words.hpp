@@ -28,6 +28,8 @@ class RowSet::Words {
     explicit Words(std::size_t size) : words_(size) {}
 
     std::size_t size() const { return words_.size(); }
+    const std::atomic<std::uint64_t>* begin() const { return words_.data(); }
+    std::atomic<std::uint64_t>* begin() { return words_.data(); }
     std::uint64_t word(std::size_t i) const { return words_[i].load(std::memory_order_relaxed); }
     void put(std::size_t i, std::uint64_t word) { words_[i].store(word, std::memory_order_relaxed); }
     void set(Row row) { words_[row / 64].fetch_or(std::uint64_t{1} << row % 64, std::memory_order_relaxed); }
