@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "impl.hpp"
@@ -13,6 +14,8 @@ constexpr std::size_t DEFAULT_EF = 128;
 // more pass, or the walk would be short; more where few pass, for then it leads far.
 constexpr double NARROW = 1.1, NARROW_DENSE = 1.6, NARROW_SPARSE = 3, NARROW_MOST = 4;
 constexpr double SPARSE_SHARE = 0.1;
+// Beyond so many, breadths and costs grow by powers of the cube root.
+constexpr double LARGE = 100'000;
 // A filtered search elsewhere, through nodes that pass alone: the breadth, broader below this share.
 constexpr std::size_t WIDE_EF = 192;
 constexpr double DENSE_SHARE = 0.15;
@@ -312,20 +315,22 @@ Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t 
     Plan plan;
     plan.matching = matching;
     const double share = share_of(matching);
+    const double large = std::max(1.0, std::cbrt(static_cast<double>(live.load()) / LARGE));
     if (options.ef) {
         plan.ef = plan.narrow_ef = std::max(options.ef, k);
     } else if (!options.filter) {
         plan.ef = plan.narrow_ef = std::max(DEFAULT_EF, 2 * k);
     } else {
-        const double sparse = std::max(0.0, SPARSE_SHARE / share - 1);
-        plan.narrow_ef = static_cast<std::size_t>(
-            static_cast<double>(std::max<std::size_t>(k, 10)) *
-            std::min(NARROW_MOST, NARROW + NARROW_DENSE * share + NARROW_SPARSE * sparse));
-        plan.ef =
-            std::max(static_cast<std::size_t>(WIDE_EF * std::clamp(DENSE_SHARE / share, 1.0, 4.0)), 2 * k);
+        const double more = std::sqrt(large), sparse = std::max(0.0, more * SPARSE_SHARE / share - 1);
+        const double each =
+            std::min(more * NARROW_MOST, NARROW + NARROW_DENSE * share + NARROW_SPARSE * sparse);
+        plan.narrow_ef =
+            static_cast<std::size_t>(large * each * static_cast<double>(std::max<std::size_t>(k, 10)));
+        const double wide = large * large * WIDE_EF * std::clamp(more * DENSE_SHARE / share, 1.0, 4.0);
+        plan.ef = std::max(static_cast<std::size_t>(wide), 2 * k);
     }
     const std::size_t ef = options.filter ? plan.narrow_ef : plan.ef;
-    const double cost = std::max(EXACT, static_cast<double>(COMPARED_PER_EF * ef) / share);
+    const double cost = std::max(EXACT, std::sqrt(large) * static_cast<double>(COMPARED_PER_EF * ef) / share);
     if (options.strategy)
         plan.strategy = *options.strategy;
     else if (static_cast<double>(matching) <= cost || 2 * plan.ef >= matching)
