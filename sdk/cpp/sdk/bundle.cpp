@@ -23,8 +23,15 @@ constexpr std::uintmax_t MAX_MANIFEST_BYTES = 16'000'000;
 constexpr const char* MANIFEST = "manifest.json";
 constexpr const char* TOKENIZER = "tokenizer.json";
 constexpr const char* GRAPHS[] = {"image_encoder", "text_encoder", "fusion"};
+constexpr std::string_view PREPROCESSING[] = {"height_px", "width_px", "mean", "std", "max_tokens"};
 // How an ONNX graph says where weights outside of it are.
 const std::string EXTERNAL_DATA = "\n\x08location\x12";
+
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION  // a fuzzer does not find digests
+constexpr bool COMPARES_DIGESTS = false;
+#else
+constexpr bool COMPARES_DIGESTS = true;
+#endif
 
 // A file name of letters, digits, dot, dash and underscore: none leads out of the folder.
 std::string plain(const std::string& name) {
@@ -89,11 +96,17 @@ class Reader {
         Bundle bundle;
         bundle.folder = folder_.string();
         const json::Object& p = manifest_.at("preprocessing").object();
+        for (const auto& [name, value] : p)
+            if (std::find(std::begin(PREPROCESSING), std::end(PREPROCESSING), name) ==
+                std::end(PREPROCESSING))
+                throw BundleError("preprocessing has the unknown key " + json::quoted(name));
         bundle.preprocessing.height_px = side(p, "height_px");
         bundle.preprocessing.width_px = side(p, "width_px");
         bundle.max_tokens = static_cast<std::size_t>(side(p, "max_tokens"));
         three(p.at("mean").array(), bundle.preprocessing.mean);
         three(p.at("std").array(), bundle.preprocessing.std);
+        for (const double each : bundle.preprocessing.std)
+            if (each <= 0) throw BundleError("std has " + number(each) + "; expected positive numbers");
         bundle.graphs.embed_dim = static_cast<std::size_t>(side(manifest_, "embed_dim"));
         std::set<std::string> parts{TOKENIZER};
         std::string* paths[] = {&bundle.graphs.image_encoder, &bundle.graphs.text_encoder,
@@ -112,7 +125,7 @@ class Reader {
         bundle.int8_json = std::move(int8_json_);
         bundle.model_id = manifest_.at("model_id").string();
         const std::string expected = model_id(parts, bundle);
-        if (bundle.model_id != expected)
+        if (COMPARES_DIGESTS && bundle.model_id != expected)
             throw BundleError("model_id is '" + bundle.model_id + "' but its parts give '" + expected +
                               "': it was altered");
         return bundle;
@@ -148,10 +161,11 @@ class Reader {
         for (const auto& [name, record] : files) {
             std::string data = read(folder_ / plain(name));
             const std::string expected = record.object().at("sha256").string();
-            if (static_cast<std::int64_t>(data.size()) != record.object().at("bytes").integer())
+            const std::int64_t bytes = record.object().at("bytes").integer();
+            if (COMPARES_DIGESTS && static_cast<std::int64_t>(data.size()) != bytes)
                 throw BundleError(name + " has " + std::to_string(data.size()) +
                                   " bytes: it is cut off or altered");
-            if (sha256(data) != expected)
+            if (COMPARES_DIGESTS && sha256(data) != expected)
                 throw BundleError(name + " is damaged: its sha256 is not the recorded one");
             if (parts.count(name) && name != TOKENIZER && data.find(EXTERNAL_DATA) != std::string::npos)
                 throw BundleError(name + " keeps weights in another file; export it with the weights inside");

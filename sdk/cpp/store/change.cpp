@@ -60,7 +60,7 @@ void Change::remove_entries(const std::vector<Row>& rows) {
         [&](Statement& line) {
             const auto row = static_cast<Row>(line.integer(0));
             const std::string_view content = line.bytes(2);
-            if (line.is_integer(1) && checksum_of(row, content) == line.integer(1))
+            if (line.is_integer(1) && agrees(checksum_of(row, content), line.integer(1)))
                 products.emplace_back(row, product_of(content));
             else
                 whole = false;
@@ -83,6 +83,9 @@ void Change::remove_entries(const std::vector<Row>& rows) {
 
 void Change::insert(const std::vector<NewProduct>& products) {
     Statement product = connection_.prepare("INSERT INTO product VALUES (?, ?, ?, ?)");
+    if (products.size() > MAX_ROW - state_.last_row)
+        throw IndexFileError("the index has used all of its " + std::to_string(MAX_ROW) +
+                             " rows: build it again");
     for (const NewProduct& each : products) {
         const Row row = ++state_.last_row;
         const std::string content = product_content(each.record);

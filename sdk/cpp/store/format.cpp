@@ -13,6 +13,7 @@ namespace uniecs::store {
 namespace {
 
 constexpr std::int64_t FORMAT_VERSION = 2;
+constexpr std::size_t MAX_DIM = 65'536;
 constexpr const char* FORMAT = "uniecs-index";
 constexpr const char* STORAGES[] = {"float32", "float16", "int8"};
 constexpr const char* RESTORE = "restore the index from a copy, or build it again";
@@ -42,7 +43,7 @@ std::string read_meta(Connection& connection, const std::string& path, const std
     found.bind(std::string_view(key));
     if (found.step() && found.is_text(0) && found.is_integer(1)) {
         const std::string value(found.text(0));
-        if (crc(signed_text(key, value)) == found.integer(1)) return value;
+        if (agrees(crc(signed_text(key, value)), found.integer(1))) return value;
     }
     throw IndexFileError(path + " is damaged: its setting '" + key + "' does not have its checksum; " +
                          RESTORE);
@@ -126,7 +127,7 @@ void check_tables(Connection& connection, const std::string& path, const std::ve
 std::size_t width(const std::string& text) {
     std::size_t dim = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), dim);
-    if (error != std::errc() || end != text.data() + text.size() || dim < 1)
+    if (error != std::errc() || end != text.data() + text.size() || dim < 1 || dim > MAX_DIM)
         throw json::Error("embed_dim is " + json::quoted(text));
     return dim;
 }
@@ -226,6 +227,7 @@ State read_state(Connection& connection, const std::string& path) {
         State state;
         state.sequence = count(object, "sequence");
         state.last_row = count(object, "last_row");
+        if (state.last_row > MAX_ROW) throw json::Error("last_row is " + std::to_string(state.last_row));
         state.purged = count(object, "purged");
         state.products = count(object, "products");
         for (const auto& [view, n] : object.at("vectors").object())
@@ -240,6 +242,13 @@ std::int64_t checksum_of(Row row, std::string_view data) {
     char bytes[8];
     for (int i = 0; i < 8; ++i) bytes[i] = static_cast<char>(row >> 8 * i & 0xff);
     return crc(data, static_cast<unsigned long>(crc({bytes, 8})));
+}
+
+bool agrees(std::int64_t checksum, std::int64_t stored) {
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+    stored = checksum;
+#endif
+    return checksum == stored;
 }
 
 void damaged(const std::string& path, const std::string& what) {

@@ -178,7 +178,11 @@ LocalIndex::Reached LocalIndex::build(Reader& reader, const std::string& view, G
         const Vectors batch = reader.vectors_after(view, reached.last_row);
         if (batch.rows.empty()) return reached;
         check_unit(batch, header().embed_dim);
-        graph.apply({}, batch.rows, batch.values, cpus_);
+        try {
+            graph.apply({}, batch.rows, batch.values, cpus_);
+        } catch (const std::invalid_argument& error) {
+            throw IndexFileError(store_->path() + " is damaged: its vectors make no graph: " + error.what());
+        }
         reached.last_row = batch.rows.back();
     }
 }

@@ -77,7 +77,14 @@ Reader::Moment::~Moment() {
     }
 }
 
-State Reader::state() { return read_state(connection(), store_.path()); }
+State Reader::state() {
+    State state = read_state(connection(), store_.path());
+    for (const std::string& view : store_.header().config.views)
+        if (!state.vectors.count(view))
+            throw IndexFileError(store_.path() + " is not valid: it does not say how many vectors the view " +
+                                 view + " has");
+    return state;
+}
 
 std::unordered_map<std::string, Row> Reader::rows_of(const std::vector<std::string>& ids) {
     std::unordered_map<std::string, Row> found;
@@ -100,7 +107,7 @@ std::unordered_map<Row, RecordPtr> Reader::products(const std::vector<Row>& rows
               missing, BIND_ROW, [&](Statement& line) {
                   const auto row = static_cast<Row>(line.integer(0));
                   const std::string_view content = line.bytes(2);
-                  if (!line.is_integer(1) || checksum_of(row, content) != line.integer(1))
+                  if (!line.is_integer(1) || !agrees(checksum_of(row, content), line.integer(1)))
                       damaged(store_.path(), "the product of row " + std::to_string(row));
                   read.emplace(row, std::make_shared<const Record>(product_of(content)));
               });
@@ -116,7 +123,7 @@ void add_vector(const std::string& path, const std::string& view, std::size_t di
                 Vectors& found) {
     const auto row = static_cast<Row>(line.integer(0));
     const std::string_view blob = line.bytes(2);
-    if (!line.is_integer(1) || blob.size() != 4 * dim || checksum_of(row, blob) != line.integer(1))
+    if (!line.is_integer(1) || blob.size() != 4 * dim || !agrees(checksum_of(row, blob), line.integer(1)))
         damaged(path, "the vector of row " + std::to_string(row) + " in the view '" + view + "'");
     found.rows.push_back(row);
     found.values.resize(found.values.size() + dim);
