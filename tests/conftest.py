@@ -83,7 +83,7 @@ def cpp_sdk_build(cpp_build: Callable[..., Path]) -> Path:
     found = importlib.util.find_spec("openvino")
     assert found is not None and found.origin is not None
     prefix = f"-DCMAKE_PREFIX_PATH={Path(found.origin).parent / 'cmake'}"
-    return cpp_build("-DUNIECS_SDK=ON", "-DBUILD_TESTING=OFF", prefix)
+    return cpp_build("-DUNIECS_SDK=ON", "-DUNIECS_BENCHMARKS=ON", "-DBUILD_TESTING=OFF", prefix)
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,22 @@ void ov::InferRequest::infer() {
     real(this);
 }
 
+void ov::InferRequest::set_tensor(const std::string& name, const Tensor& tensor) {
+    using Real = void (*)(InferRequest*, const std::string&, const Tensor&);
+    static const auto real = next<Real>(
+        "_ZN2ov12InferRequest10set_tensorERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEERKNS_"
+        "6TensorE");
+    const Timer timer(in_engine);
+    real(this, name, tensor);
+}
+
+ov::Tensor ov::InferRequest::get_output_tensor() {
+    static const auto real =
+        next<ov::Tensor (*)(ov::InferRequest*)>("_ZN2ov12InferRequest17get_output_tensorEv");
+    const Timer timer(in_engine);
+    return real(this);
+}
+
 std::vector<float> uniecs::image_pixel_values(Span<const std::uint8_t> file, const ImagePreprocessing& p) {
     using Real = std::vector<float> (*)(Span<const std::uint8_t>, const ImagePreprocessing&);
     static const auto real =

@@ -5,11 +5,11 @@
 
 Each language has a process of its own, and both answer the same queries, one after the other, in an order that changes
 each round; what they find is compared. Queries are a text of 16 tokens, a JPEG of 750 x 1000 px, and both; Python's
-cache of queries is off. `outside` is a search's time less that in the engine's own runs: in C++ all but OpenVINO's
-`infer`, in Python all but `Backend.run`, which has the binding in it. Of it, `pixels` is from JPEG to pixel_values, and
-`graph` the search of the index core, the same code in both; `own` is what remains. Times `cpu` are those of the thread
-that searches on its CPU: other processes lengthen them little. p99 of 300 rounds is the third slowest. Needs a machine
-that does nothing else.
+cache of queries is off. `engine` is what is spent in OpenVINO's runs, with their tensors: in C++ the calls of an infer
+request, in Python `Backend.run`, which makes those calls; `outside` is the rest. Of it, `pixels` is from JPEG to
+pixel_values, and `graph` the search of the index core, the same code in both; `own` is what remains. Times `cpu` are
+those of the thread that searches on its CPU: other processes lengthen them little. p99 of 300 rounds is the third
+slowest. Needs a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ class Side:
     """A process that answers a line TEXT<TAB>PATH with a line of times and hits."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._process: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._input, self._output = self._process.stdin, self._process.stdout
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes: tuple[Any, Any] = self._process.stdin, self._process.stdout
+        self._input, self._output = pipes
         if self._line() != "ready":
             raise RuntimeError(f"{command[0]} did not start")
 
@@ -94,8 +95,8 @@ class Side:
         words = line.split()
         ms = [int(word) / 1e6 for word in words[:8]]
         scores = dict(word.rsplit("=", 1) for word in words[8:])
-        parts = (Spent(*ms[at : at + 2]) for at in range(0, 8, 2))
-        return Answer(*parts, {id: float(score) for id, score in scores.items()})
+        whole, engine, pixels, graph = (Spent(*ms[at : at + 2]) for at in range(0, 8, 2))
+        return Answer(whole, engine, pixels, graph, {id: float(score) for id, score in scores.items()})
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +135,8 @@ def serve(bundle: str, index: str, threads: int) -> None:
     whole, engine, pixels, graph = timers = tuple(Timer() for _ in range(4))
     backend: Any = encoder._backend
     backend.run = engine.around(backend.run)
-    uniecs.encoder.pixel_values = pixels.around(uniecs.encoder.pixel_values)
+    module: Any = uniecs.encoder
+    module.pixel_values = pixels.around(module.pixel_values)
     core: Any = Graph
     core.search = graph.around(core.search)
     search = whole.around(uniecs.SearchEngine.open(index, encoder, query_cache=0).search)
@@ -236,7 +238,8 @@ def main() -> None:
     parser.add_argument("--serve", nargs=3, metavar=("BUNDLE", "INDEX", "THREADS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(*options.serve[:2], int(options.serve[2]))
+        bundle, index, threads = options.serve
+        serve(bundle, index, int(threads))
         return
     if options.program is None:
         parser.error("--program is needed")
@@ -246,12 +249,11 @@ def main() -> None:
 
     load_before = load_average()
     results = {}
-    for name in options.bundle or ["mini"]:
-        bundle = open_bundle(locate_bundle(name))
-        for threads in (1, 2):
+    for opened in map(open_bundle, map(locate_bundle, options.bundle or ["mini"])):
+        for count in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
-                setting = f"{bundle.manifest['name']}, {threads} thread{'s'[: threads - 1]}"
-                results[setting] = of_bundle(bundle, Path(folder), threads, options)
+                setting = f"{opened.manifest['name']}, {count} thread{'s'[: count - 1]}"
+                results[setting] = of_bundle(opened, Path(folder), count, options)
             show(setting, results[setting])
     reached = goals(results)
     print("\n" + "\n".join(goal.line() for goal in reached))

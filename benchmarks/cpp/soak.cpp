@@ -9,6 +9,7 @@
 // above that of the third by more than MAX_GROWTH_MB.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -229,7 +230,7 @@ std::vector<double> watch(double seconds) {
     const Clock::time_point start = Clock::now();
     std::vector<double> resident;
     while (Seconds(Clock::now() - start).count() < seconds) {
-        std::this_thread::sleep_for(std::chrono::seconds(10));
+        std::this_thread::sleep_for(Seconds(std::min(10.0, seconds)));
         resident.push_back(resident_mb());
         std::printf("%4.0f s  %7.1f MB  %zu searches  %zu changes  %zu refused  %zu errors\n",
                     Seconds(Clock::now() - start).count(), resident.back(), searches.load(), changes.load(),

@@ -48,7 +48,8 @@ std::optional<std::vector<std::vector<Found>>> LocalIndex::find(Reader& reader, 
     std::sort(wanted.begin(), wanted.end());
     wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
     const auto products = reader.products(wanted);
-    if (products.size() < wanted.size()) return std::nullopt;
+    if (!std::all_of(wanted.begin(), wanted.end(), [&](Row row) { return products.count(row) > 0; }))
+        return std::nullopt;
     if (where)
         for (const auto& [row, product] : products)
             if (!matches(*where, product->attributes))
@@ -86,7 +87,7 @@ bool LocalIndex::rescore(Reader& reader, const std::string& view, Span<const flo
     std::sort(wanted.begin(), wanted.end());
     wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
     const Vectors known = reader.vectors(view, wanted);
-    if (known.rows.size() < wanted.size()) return false;
+    if (known.rows != wanted) return false;
     for (std::size_t i = 0; i < hits.size(); ++i) {
         std::vector<std::pair<float, Row>> scored;
         for (const Row row : hits[i].rows) {

@@ -254,8 +254,9 @@ std::vector<float> LocalIndex::vector(const std::string& id, const std::string& 
     Reader reader(*store_);
     const Reader::Moment moment(reader);
     const auto rows = reader.rows_of({id});
-    if (rows.empty()) throw InputError("id '" + id + "' is not in the index");
-    Vectors found = reader.vectors(view, {rows.at(id)});
+    const auto row = rows.find(id);
+    if (row == rows.end()) throw InputError("id '" + id + "' is not in the index");
+    Vectors found = reader.vectors(view, {row->second});
     if (found.rows.empty()) throw InputError("product '" + id + "' has no vector in the view '" + view + "'");
     return std::move(found.values);
 }
