@@ -7,6 +7,7 @@
 // wrote, and must find exactly that. FOLDER is for the index, and must not exist. Every ten seconds a line
 // with the memory in use. It fails if an answer is wrong, or if the mean of the memory of the last quarter is
 // above that of the third by more than MAX_GROWTH_MB.
+#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -49,6 +50,12 @@ double resident_mb() {
     double size = 0, resident = 0;
     file >> size >> resident;
     return resident * static_cast<double>(::sysconf(_SC_PAGESIZE)) / 1e6;
+}
+
+// What malloc has given and not got back.
+double allocated_mb() {
+    const struct mallinfo2 info = mallinfo2();
+    return static_cast<double>(info.uordblks + info.hblkhd) / 1e6;
 }
 
 std::string read_file(const std::string& path) {
@@ -232,9 +239,10 @@ std::vector<double> watch(double seconds) {
     while (Seconds(Clock::now() - start).count() < seconds) {
         std::this_thread::sleep_for(Seconds(std::min(10.0, seconds)));
         resident.push_back(resident_mb());
-        std::printf("%4.0f s  %7.1f MB  %zu searches  %zu changes  %zu refused  %zu errors\n",
-                    Seconds(Clock::now() - start).count(), resident.back(), searches.load(), changes.load(),
-                    refused.load(), errors.load());
+        std::printf(
+            "%4.0f s  %7.1f MB  %7.1f allocated  %zu searches  %zu changes  %zu refused  %zu errors\n",
+            Seconds(Clock::now() - start).count(), resident.back(), allocated_mb(), searches.load(),
+            changes.load(), refused.load(), errors.load());
         std::fflush(stdout);
     }
     return resident;
