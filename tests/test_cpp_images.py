@@ -116,6 +116,10 @@ def test_misuse_of_the_binding_is_an_error() -> None:
         _core.resize(pixels, 2, 2, whole=(9, 8), scale=2)
     with pytest.raises(ValueError, match="H, W, 3"):
         _core.resize(np.zeros((4, 4, 4), np.uint8), 2, 2)
+    out = np.empty((3, 4, 8), np.float32)
+    for wrong_out in (out[:, :, ::2], out.astype(np.float64)):  # a copy would be written, and lost
+        with pytest.raises(TypeError):
+            _core.pixel_values(pixels, wrong_out, P.mean, P.std)
 
 
 def programs(folder: Path) -> Path:

@@ -196,8 +196,8 @@ NB_MODULE(_core, module) {
                "The vector instructions that `resize` can use here, the fastest first.");
     module.def("resize", &resize, "image"_a, "width"_a, "height"_a, "instructions"_a = "",
                "whole"_a = nb::none(), "scale"_a = 1);
-    module.def("pixel_values", &pixel_values, "image"_a, "out"_a, "mean"_a, "std"_a, "whole"_a = nb::none(),
-               "scale"_a = 1);
+    module.def("pixel_values", &pixel_values, "image"_a, "out"_a.noconvert(), "mean"_a, "std"_a,
+               "whole"_a = nb::none(), "scale"_a = 1);
     nb::exception<uniecs::SnapshotError>(module, "SnapshotError");
     nb::exception<uniecs::BundleError>(module, "BundleError");
 
