@@ -36,7 +36,7 @@ def test_a_soak(cpp_sdk_build: Path, tiny_bundle: Path, tmp_path: Path) -> None:
 
     photo = tmp_path / "photo.jpg"
     Image.new("RGB", (60, 80), "red").save(photo)
-    command = [str(cpp_sdk_build / "soak"), str(tiny_bundle), str(tmp_path / "soak.uniecs"), "2", str(photo)]
+    command = [str(cpp_sdk_build / "soak"), str(tiny_bundle), str(tmp_path / "soak.uniecs"), "2", "1", str(photo)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 errors: passed" in done.stdout

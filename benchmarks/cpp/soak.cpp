@@ -1,6 +1,6 @@
 // Many minutes of what a service does, to see that nothing fails and that memory stays where it is.
 //
-//   soak BUNDLE FOLDER SECONDS PHOTO...
+//   soak BUNDLE FOLDER SECONDS ENGINE_THREADS PHOTO...
 //
 // Eight threads search by text, photo and both, with filters and by likeness, add, replace and remove
 // products of their own, and send what cannot be read; one of them saves now and then. Each knows what it
@@ -257,9 +257,9 @@ bool is_flat(const std::vector<double>& resident) {
     return last - third <= MAX_GROWTH_MB;
 }
 
-int soak(const std::string& bundle, const std::string& folder, double seconds,
+int soak(const std::string& bundle, const std::string& folder, double seconds, unsigned engine_threads,
          const std::vector<std::string>& photos) {
-    const auto encoder = Encoder::load(bundle);
+    const auto encoder = Encoder::load(bundle, {"fp32", engine_threads});
     auto engine = SearchEngine::create(folder, encoder, {{"multimodal", "text"}});
     std::atomic<bool> stop{false};
     std::vector<std::thread> threads;
@@ -284,14 +284,14 @@ int soak(const std::string& bundle, const std::string& folder, double seconds,
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc < 5) {
-        std::fprintf(stderr, "usage: soak BUNDLE FOLDER SECONDS PHOTO...\n");
+    if (argc < 6) {
+        std::fprintf(stderr, "usage: soak BUNDLE FOLDER SECONDS ENGINE_THREADS PHOTO...\n");
         return 2;
     }
     std::vector<std::string> photos;
-    for (int i = 4; i < argc; ++i) photos.push_back(read_file(argv[i]));
+    for (int i = 5; i < argc; ++i) photos.push_back(read_file(argv[i]));
     try {
-        return soak(argv[1], argv[2], std::atof(argv[3]), photos);
+        return soak(argv[1], argv[2], std::atof(argv[3]), static_cast<unsigned>(std::atoi(argv[4])), photos);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return 1;
