@@ -206,14 +206,14 @@ def test_the_lock_does_not_live_on_in_a_forked_child(filled: Path) -> None:
         store = Store.open(sys.argv[1])
         store.put([item("a")])
         if os.fork() == 0:
+            print("ready", flush=True)  # by now it has closed what it shares
             sys.stdin.readline()
             os._exit(0)
-        print("ready", flush=True)
         os.kill(os.getpid(), 9)
     """
     with child(code, filled) as process:
         assert process.stdin is not None and process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == "ready\n"
         process.wait(60)
         store = Store.open(filled)
         assert store.put([item("b")])[0] == 4
