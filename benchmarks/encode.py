@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 VARIANTS = (("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "fp32"))
 EAGER, ORT, OPENVINO = "sentence-transformers", "ONNX Runtime, defaults", "OpenVINO, defaults"
 TOKENS = 16
-PHOTO_PX = (750, 1000)
+PHOTO_WIDTH_PX = 750
 CATALOGUE = 64
 REQUESTS = 10_000
 PAUSE_S = 0.01  # what a contender's threads may spin after its turn is not the next one's time
@@ -59,25 +56,18 @@ class Goal:
 
 
 def photo(seed: int) -> bytes:
-    """A JPEG of 750 x 1000 px, quality 90, of a photo's smoothness and noise (about 200 kB)."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (32, 24, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize(PHOTO_PX, Image.Resampling.BICUBIC), np.float32)
-    noisy = smooth + random.normal(0, 6, smooth.shape).astype(np.float32)
-    file = io.BytesIO()
-    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-    return file.getvalue()
+    """A JPEG of 750 x 1000 px."""
+    from uniecs.bench import inputs
+
+    return inputs.photo(PHOTO_WIDTH_PX, seed)
 
 
 def title(bundle: Any) -> str:
     """A text of exactly `TOKENS` tokens."""
+    from uniecs.bench.inputs import texts
     from uniecs.preprocess import Tokenizer
 
-    tokenizer = Tokenizer(bundle.tokenizer_json(), 64)
-    text = "shirt"
-    while len(tokenizer.encode([text])[0]) < TOKENS:
-        text = f"red {text}"
-    return text
+    return texts(Tokenizer(bundle.tokenizer_json(), 64), TOKENS, 1)[0]
 
 
 def interleaved(turns: Mapping[str, Callable[[], object]], rounds: int) -> Seconds:
@@ -311,6 +301,7 @@ def main() -> None:
     import torch
     from encode_peers import base_bundle
 
+    from uniecs.bench.machine import describe_machine
     from uniecs.bundle import locate_bundle, open_bundle
 
     torch.set_num_threads(options.threads)
@@ -326,7 +317,7 @@ def main() -> None:
     print("\n".join(goal.line() for goal in reached))
     if options.out:
         report = {
-            "machine": f"{platform.machine()}, {platform.platform()}, Python {platform.python_version()}",
+            "machine": describe_machine(),
             "load_before_and_after": [*load_before[:1], os.getloadavg()[0]],
             "threads": options.threads,
             "rounds": options.rounds,

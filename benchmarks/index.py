@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -55,9 +54,10 @@ from index_engine import (
     rescoring,
     row_sets,
 )
-from index_peers import EF_CONSTRUCTION, Hnswlib, M, Uniecs, peers, versions
+from index_peers import EF_CONSTRUCTION, PACKAGES, Hnswlib, M, Uniecs, peers
 
 from uniecs._core import instructions
+from uniecs.bench.machine import describe_machine, versions_of
 from uniecs.encoder import Encoder
 from uniecs.engine import SearchEngine
 
@@ -309,9 +309,9 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     load_before = os.getloadavg()
     report: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {platform.platform()}, Python {platform.python_version()}",
+        "machine": describe_machine(),
         "instructions": instructions(),
-        "versions": versions(),
+        "versions": versions_of(PACKAGES),
         "settings": {"M": M, "ef_construction": EF_CONSTRUCTION, "threads": options.threads, "rounds": options.rounds},
         "sets": {},
     }

@@ -11,6 +11,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uniecs.bench import inputs
+
 Vectors: TypeAlias = npt.NDArray[np.float32]  # (n, dim), unit rows
 Mask: TypeAlias = npt.NDArray[np.bool_]  # (n,)
 
@@ -41,15 +43,8 @@ class Point:
 
 
 def clustered(count: int, queries: int, seed: int = 0) -> Dataset:
-    """Unit vectors around a hundredth as many random centres, noise of 0.8 beside centres of 1 a component."""
-    random = np.random.default_rng(seed)
-    centres = random.standard_normal((max(8, count // 100), DIM), dtype=np.float32)
-    made = random.standard_normal((count + queries, DIM), dtype=np.float32)
-    made *= 0.8
-    for rows in np.array_split(made, max(1, len(made) // 10_000)):
-        rows += centres[random.integers(len(centres), size=len(rows))]
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return Dataset(f"clustered {count:,}", made[:count], made[count:])
+    """Clustered vectors of `DIM`."""
+    return Dataset(f"clustered {count:,}", *inputs.clustered(count, queries, DIM, seed))
 
 
 def real(folder: Path, queries: int) -> Dataset | None:

@@ -180,6 +180,7 @@ class Usearch:
         return int(self._index.serialized_length)
 
 
+PACKAGES = ("hnswlib", "faiss-cpu", "usearch", "pyroaring", "numpy")
 PEERS: dict[str, Callable[[int], Any]] = {"hnswlib": Hnswlib, "faiss": Faiss, "usearch": Usearch}
 
 
@@ -199,17 +200,4 @@ def peers(count: int) -> dict[str, Any]:
             found[name] = make(count)
         except ImportError as error:
             print(f"  left out: {name}: {error}", flush=True)
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Of the packages compared with."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("hnswlib", "faiss-cpu", "usearch", "pyroaring", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
     return found

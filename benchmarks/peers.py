@@ -33,7 +33,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +98,17 @@ def serve(name: str, bundle_path: str, threads: int) -> None:
 
     from peer_workers import PEERS
 
+    from uniecs.bench.machine import versions_of
+
     make, packages = PEERS[name]
     try:
         from uniecs.bundle import open_bundle
 
         works = make(open_bundle(bundle_path), threads)
     except Exception as error:  # noqa: BLE001 (whatever a foreign package raises is this row's text)
-        tell({"error": f"{type(error).__name__}: {error}"[:300], "versions": versions(packages)})
+        tell({"error": f"{type(error).__name__}: {error}"[:300], "versions": versions_of(packages)})
         return
-    tell({"works": list(works.calls), "notes": dict(works.notes), "versions": versions(packages)})
+    tell({"works": list(works.calls), "notes": dict(works.notes), "versions": versions_of(packages)})
     for line in sys.stdin:
         try:
             tell({"seconds": turn_of(works.calls[json.loads(line)["work"]])})
@@ -123,17 +124,6 @@ def turn_of(call: Callable[[], object]) -> float:
         call()
         taken.append(time.perf_counter() - start)
     return float(np.median(taken[1:] or taken))
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def rounds_of(workers: Mapping[str, Worker], rounds: int) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:

@@ -117,6 +117,20 @@ def test_a_graph_that_cannot_be_used_is_built_anew(
     assert not caplog.text
 
 
+def test_vectors_that_make_no_graph_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "i", ("text",)).close()
+    empty = local_index.LocalIndex._empty_graph
+
+    def taken(index: local_index.LocalIndex) -> Any:
+        graph, first = empty(index), np.eye(1, index.embed_dim, dtype=np.float32)
+        graph.apply(np.zeros(0, np.uint64), np.ones(1, np.uint64), first, 1)
+        return graph
+
+    monkeypatch.setattr(local_index.LocalIndex, "_empty_graph", taken)
+    with pytest.raises(IndexFileError, match="its vectors make no graph"):
+        SearchEngine.open(tmp_path / "i", fake())
+
+
 def test_one_writer_many_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_index, "REFRESH_S", 0.0)
     writer = filled(tmp_path / "i", ("text",))

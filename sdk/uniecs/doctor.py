@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from uniecs import __version__
 from uniecs.backends.compiled_cache import cache_folder, trusted
+from uniecs.bench.machine import version_of
 from uniecs.errors import UniecsError
 
 DEFAULT_MODEL = "mini"
@@ -77,11 +77,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _package(name: str, extra: str) -> dict[str, str | None]:
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        version = None
-    return {"name": name, "version": version, "extra": extra}
+    return {"name": name, "version": version_of(name), "extra": extra}
 
 
 def _conflicts(versions: Mapping[str, str | None]) -> list[str]:

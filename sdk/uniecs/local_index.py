@@ -184,7 +184,11 @@ class LocalIndex:
         graph, sequence, last_row = self._empty_graph(), self._store.sequence, 0
         with tqdm(desc=f"graph of {view}", total=self._store.count(view), unit="product", disable=None) as bar:
             for rows, vectors in self._store.vectors_after(view, 0):
-                graph.apply(NO_ROWS, rows.astype(np.uint64), check_vectors(vectors, self.embed_dim), usable_cpus())
+                vectors = check_vectors(vectors, self.embed_dim)
+                try:
+                    graph.apply(NO_ROWS, rows.astype(np.uint64), vectors, usable_cpus())
+                except ValueError as error:
+                    raise IndexFileError(f"{self._folder} is damaged: its vectors make no graph: {error}") from error
                 last_row = int(rows[-1])
                 bar.update(len(rows))
         return graph, (sequence, last_row)

@@ -3,10 +3,7 @@
 #include <array>
 #include <cstring>
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define UNIECS_X86 1
-#include <immintrin.h>
-#endif
+#include "x86.hpp"
 
 namespace uniecs {
 namespace {

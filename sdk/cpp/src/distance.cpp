@@ -4,15 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define UNIECS_X86 1
-#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 takes its own intrinsics' undefined values for ours
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <cpuid.h>
-#include <immintrin.h>
-#endif
+#include "x86.hpp"
 
 namespace uniecs {
 namespace {

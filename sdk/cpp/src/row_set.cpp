@@ -1,4 +1,5 @@
 #include "row_words.hpp"
+#include "x86.hpp"
 
 namespace uniecs {
 namespace {
@@ -18,7 +19,7 @@ std::size_t count_portable(const Word64* words, std::size_t n) {
     return total;
 }
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#ifdef UNIECS_X86
 __attribute__((target("popcnt"))) std::size_t count_popcnt(const Word64* words, std::size_t n) {
     std::size_t total = 0;
     for (std::size_t i = 0; i < n; ++i)
@@ -27,7 +28,10 @@ __attribute__((target("popcnt"))) std::size_t count_popcnt(const Word64* words, 
 }
 
 std::size_t count_bits(const Word64* words, std::size_t n) {
-    static const bool popcnt = __builtin_cpu_supports("popcnt") != 0;
+    static const bool popcnt = [] {
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("popcnt") != 0;
+    }();
     return popcnt ? count_popcnt(words, n) : count_portable(words, n);
 }
 #else

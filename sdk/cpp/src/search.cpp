@@ -106,7 +106,7 @@ void Graph::Impl::gather(Scratch& s, Node node, unsigned layer) const {
         if (s.visit(s.links[i])) s.batch.push_back(s.links[i]);
 }
 
-// Compare the nodes of `batch` with the query: into `scores`; the batch is left empty.
+// Compare the nodes of `batch` with the query: into `scores`.
 void Graph::Impl::compare_batch(Scratch& s) const {
     const std::size_t n = s.batch.size();
     s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
@@ -118,14 +118,13 @@ void Graph::Impl::compare_batch(Scratch& s) const {
         for (std::size_t i = 0; i < n; ++i) s.scales[i] = nodes.header(s.batch[i]).scale;
     s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
     s.compared += n;
-    s.batch.clear();
 }
 
-// The same, and add them to the beam.
+// The same, add them to the beam, and empty the batch.
 void Graph::Impl::score_batch(Scratch& s) const {
-    s.order = s.batch;
     compare_batch(s);
-    for (std::size_t i = 0; i < s.order.size(); ++i) s.beam.add(s.scores[i], s.order[i]);
+    for (std::size_t i = 0; i < s.batch.size(); ++i) s.beam.add(s.scores[i], s.batch[i]);
+    s.batch.clear();
 }
 
 // Greedy from the entry down to `to_layer` + 1 (Algorithm 5, lines 5 to 7); the node to start with in
@@ -215,9 +214,9 @@ bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_
         ++expanded, passing += passes(node);
         gather(s, node, 0);
         for (Node near : s.batch) prefetch(&nodes.header(near));  // `passes` reads it
-        s.order = s.batch;
         compare_batch(s);
-        for (std::size_t i = 0; i < s.order.size(); ++i) meet({s.scores[i], s.order[i]});
+        for (std::size_t i = 0; i < s.batch.size(); ++i) meet({s.scores[i], s.batch[i]});
+        s.batch.clear();
     }
     return !elsewhere();
 }

@@ -7,15 +7,6 @@ namespace {
 
 std::int64_t number(std::uint64_t value) { return static_cast<std::int64_t>(value); }
 
-void bind_value(Statement& statement, const Scalar& value) {
-    if (const auto* text = std::get_if<std::string>(&value))
-        statement.bind(std::string_view(*text));
-    else if (const auto* whole = std::get_if<std::int64_t>(&value))
-        statement.bind(*whole);
-    else
-        statement.bind(std::get<double>(value));
-}
-
 }  // namespace
 
 Change::Change(Connection& connection, const std::string& path)
@@ -24,12 +15,7 @@ Change::Change(Connection& connection, const std::string& path)
 }
 
 std::unordered_map<std::string, Row> Change::find(const std::vector<std::string>& ids) {
-    std::unordered_map<std::string, Row> found;
-    select_in(
-        connection_, "SELECT id, row FROM product WHERE id IN ({})", ids,
-        [](Statement& statement, const std::string& id) { statement.bind(std::string_view(id)); },
-        [&](Statement& line) { found.emplace(line.text(0), static_cast<Row>(line.integer(1))); });
-    return found;
+    return rows_of_ids(connection_, ids);
 }
 
 void Change::remove(const std::vector<Row>& rows) {

@@ -238,6 +238,27 @@ State read_state(Connection& connection, const std::string& path) {
     }
 }
 
+std::unordered_map<std::string, Row> rows_of_ids(Connection& connection,
+                                                 const std::vector<std::string>& ids) {
+    std::unordered_map<std::string, Row> found;
+    select_in(
+        connection, "SELECT id, row FROM product WHERE id IN ({})", ids,
+        [](Statement& statement, const std::string& id) { statement.bind(std::string_view(id)); },
+        [&](Statement& line) { found.emplace(line.text(0), static_cast<Row>(line.integer(1))); });
+    return found;
+}
+
+void bind_value(Statement& statement, const Scalar& value) {
+    if (const auto* boolean = std::get_if<bool>(&value))
+        statement.bind(std::int64_t{*boolean});
+    else if (const auto* text = std::get_if<std::string>(&value))
+        statement.bind(std::string_view(*text));
+    else if (const auto* whole = std::get_if<std::int64_t>(&value))
+        statement.bind(*whole);
+    else
+        statement.bind(std::get<double>(value));
+}
+
 std::int64_t checksum_of(Row row, std::string_view data) {
     char bytes[8];
     for (int i = 0; i < 8; ++i) bytes[i] = static_cast<char>(row >> 8 * i & 0xff);

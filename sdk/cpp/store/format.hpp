@@ -8,9 +8,11 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "../src/json.hpp"
+#include "filters.hpp"
 #include "sqlite.hpp"
 #include "uniecs/uniecs.hpp"
 
@@ -57,6 +59,11 @@ void write_header(Connection& connection, const Header& header);
 Header read_header(Connection& connection, const std::string& path);
 void write_state(Connection& connection, const State& state);
 State read_state(Connection& connection, const std::string& path);
+
+// id -> row of those of `ids` that are there.
+std::unordered_map<std::string, Row> rows_of_ids(Connection& connection, const std::vector<std::string>& ids);
+// The value of an attribute, as its table has it; true and false are 1 and 0.
+void bind_value(Statement& statement, const Scalar& value);
 
 // CRC-32 of the row as an int64 and the data after it.
 std::int64_t checksum_of(Row row, std::string_view data);

@@ -12,6 +12,15 @@ constexpr int ATTEMPTS = 3;
 // Of float16 and int8 graphs so many times k are scored anew with the store's float32 vectors.
 constexpr std::size_t RESCORED = 4, MIN_RESCORED = 40;
 
+// The rows of all hits, ascending, each once.
+std::vector<Row> rows_of(const std::vector<Hits>& hits) {
+    std::vector<Row> rows;
+    for (const Hits& each : hits) rows.insert(rows.end(), each.rows.begin(), each.rows.end());
+    std::sort(rows.begin(), rows.end());
+    rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+    return rows;
+}
+
 }  // namespace
 
 std::vector<std::vector<Found>> LocalIndex::search(const std::string& view, Span<const float> queries,
@@ -43,10 +52,7 @@ std::optional<std::vector<std::vector<Found>>> LocalIndex::find(Reader& reader, 
     std::vector<Hits> hits = in_graph(reader, view, queries, k, where);
     if (header().config.storage != Storage::float32 && !rescore(reader, view, queries, k, hits))
         return std::nullopt;
-    std::vector<Row> wanted;
-    for (const Hits& each : hits) wanted.insert(wanted.end(), each.rows.begin(), each.rows.end());
-    std::sort(wanted.begin(), wanted.end());
-    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+    const std::vector<Row> wanted = rows_of(hits);
     const auto products = reader.products(wanted);
     if (!std::all_of(wanted.begin(), wanted.end(), [&](Row row) { return products.count(row) > 0; }))
         return std::nullopt;
@@ -82,10 +88,7 @@ std::vector<Hits> LocalIndex::in_graph(Reader& reader, const std::string& view, 
 bool LocalIndex::rescore(Reader& reader, const std::string& view, Span<const float> queries, std::size_t k,
                          std::vector<Hits>& hits) const {
     const std::size_t dim = header().embed_dim;
-    std::vector<Row> wanted;
-    for (const Hits& each : hits) wanted.insert(wanted.end(), each.rows.begin(), each.rows.end());
-    std::sort(wanted.begin(), wanted.end());
-    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+    const std::vector<Row> wanted = rows_of(hits);
     const Vectors known = reader.vectors(view, wanted);
     if (known.rows != wanted) return false;
     for (std::size_t i = 0; i < hits.size(); ++i) {

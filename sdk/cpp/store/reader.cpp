@@ -20,17 +20,11 @@ const auto BIND_ROW = [](Statement& statement, Row row) { statement.bind(static_
 
 // Kind and value under which `entries` lists a scalar.
 void bind_entry(Statement& statement, const Scalar& value) {
-    const auto bind_kind = [&](Kind kind) -> Statement& {
-        return statement.bind(static_cast<std::int64_t>(kind));
-    };
-    if (const auto* boolean = std::get_if<bool>(&value))
-        bind_kind(Kind::boolean).bind(std::int64_t{*boolean});
-    else if (const auto* text = std::get_if<std::string>(&value))
-        bind_kind(Kind::string).bind(std::string_view(*text));
-    else if (const auto* whole = std::get_if<std::int64_t>(&value))
-        bind_kind(Kind::number).bind(*whole);
-    else
-        bind_kind(Kind::number).bind(std::get<double>(value));
+    const Kind kind = std::holds_alternative<bool>(value)          ? Kind::boolean
+                      : std::holds_alternative<std::string>(value) ? Kind::string
+                                                                   : Kind::number;
+    statement.bind(static_cast<std::int64_t>(kind));
+    bind_value(statement, value);
 }
 
 void add_rows(Statement& statement, std::vector<Row>& found) {
@@ -87,12 +81,7 @@ State Reader::state() {
 }
 
 std::unordered_map<std::string, Row> Reader::rows_of(const std::vector<std::string>& ids) {
-    std::unordered_map<std::string, Row> found;
-    select_in(
-        connection(), "SELECT id, row FROM product WHERE id IN ({})", ids,
-        [](Statement& statement, const std::string& id) { statement.bind(std::string_view(id)); },
-        [&](Statement& row) { found.emplace(row.text(0), static_cast<Row>(row.integer(1))); });
-    return found;
+    return rows_of_ids(connection(), ids);
 }
 
 std::unordered_map<Row, RecordPtr> Reader::products(const std::vector<Row>& rows) {
@@ -219,15 +208,8 @@ void Reader::rows_between(const Filter& predicate, std::vector<Row>& found) {
         if (texts && kind == Kind::read_number) break;
         Statement query = connection().prepare(sql);
         query.bind(std::string_view(predicate.key)).bind(static_cast<std::int64_t>(kind));
-        for (const auto* bound : {&low, &high}) {
-            if (!*bound) continue;
-            if (const auto* text = std::get_if<std::string>(&**bound))
-                query.bind(std::string_view(*text));
-            else if (const auto* whole = std::get_if<std::int64_t>(&**bound))
-                query.bind(*whole);
-            else
-                query.bind(std::get<double>(**bound));
-        }
+        for (const auto* bound : {&low, &high})
+            if (*bound) bind_value(query, **bound);
         add_rows(query, found);
     }
 }

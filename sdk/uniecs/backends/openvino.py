@@ -63,11 +63,12 @@ def describe() -> str:
     """Version, device and precisions; raises `MissingExtraError`."""
     openvino = import_openvino()
     core = openvino.Core()
-    precisions = ["fp32", *(each for each in ("bf16", "int8") if _has(core, each))]
+    precisions = ["fp32", *(each for each in ("bf16", "int8") if has_precision(core, each))]
     return f"{openvino.__version__.split('-')[0]} (cpu: {', '.join(precisions)})"
 
 
-def _has(core: Any, precision: str) -> bool:
+def has_precision(core: Any, precision: str) -> bool:
+    """Whether this CPU computes in "bf16" or "int8", by an OpenVINO `Core`."""
     return precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -104,12 +105,12 @@ class OpenVinoBackend(GraphBackend):
         if precision == "fp16":
             raise BackendError("the openvino backend runs in fp32 or bf16, not in fp16; use backend='tensorrt'")
         self._core = import_openvino().Core()
-        if precision == "bf16" and not _has(self._core, "bf16"):
+        if precision == "bf16" and not has_precision(self._core, "bf16"):
             raise BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision='fp32'")
         self._machine = _machine(self._core)
         self._int8: dict[Path, tuple[QuantizedInput, ...]] = {}
         if precision == "int8":
-            if not _has(self._core, "int8"):
+            if not has_precision(self._core, "int8"):
                 raise BackendError("OpenVINO has no int8 arithmetic on this CPU; use precision='fp32'")
             recipe = recipe or read_recipe(bundle)
             check_model(recipe, bundle)
@@ -138,7 +139,7 @@ class OpenVinoBackend(GraphBackend):
     def _compiled_model(self, path: Path) -> Any:
         """The graph compiled, from the cache if an earlier process did the same."""
         # Under int8 all but the quantised matrix products runs in bf16, where the CPU has it.
-        bf16 = self.precision == "bf16" or (self.precision == "int8" and _has(self._core, "bf16"))
+        bf16 = self.precision == "bf16" or (self.precision == "int8" and has_precision(self._core, "bf16"))
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from uniecs.backends.openvino import import_openvino
+from uniecs.backends.openvino import has_precision, import_openvino
 
 CHAIN = 4  # products one after the other in a graph, so that what enters and leaves it hardly counts
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -23,7 +23,7 @@ def product(precision: str, size: int, threads: int) -> Callable[[int], object] 
     """A call that multiplies (size, size) by `CHAIN` others in OpenVINO; None where the CPU lacks the precision."""
     openvino = import_openvino()
     core = openvino.Core()
-    if precision != "fp32" and precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision != "fp32" and not has_precision(core, precision):
         return None
     from openvino import opset13 as ops
 
@@ -37,7 +37,7 @@ def product(precision: str, size: int, threads: int) -> Callable[[int], object] 
         tensor = ops.matmul(tensor, weights, False, False)
     config = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16" if _has_bf16(core) else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision != "fp32" and has_precision(core, "bf16") else "f32",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,
     }
@@ -70,7 +70,3 @@ def _quantized(ops: Any, tensor: Any) -> Any:
     """Signed, symmetric, 255 levels: what OpenVINO turns into an int8 product."""
     low, high = np.float32(-4), np.float32(4)
     return ops.fake_quantize(tensor, ops.constant(low), ops.constant(high), ops.constant(low), ops.constant(high), 255)
-
-
-def _has_bf16(core: Any) -> bool:
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

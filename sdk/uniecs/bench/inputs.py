@@ -56,13 +56,17 @@ def photo(width_px: int, seed: int) -> bytes:
     return file.getvalue()
 
 
-def clustered(count: int, queries: int, dim: int) -> tuple[Vectors, Vectors]:
-    """Unit vectors around a hundredth as many random centres, and others like them to search with."""
-    random = np.random.default_rng(0)
+def clustered(count: int, queries: int, dim: int, seed: int = 0) -> tuple[Vectors, Vectors]:
+    """Unit vectors around a hundredth as many random centres, noise of 0.8 beside centres of 1 a component; others
+    like them to search with.
+    """
+    random = np.random.default_rng(seed)
     centres = random.standard_normal((max(8, count // 100), dim), dtype=np.float32)
-    made = random.standard_normal((count + queries, dim), dtype=np.float32) * np.float32(0.8)
-    made += centres[random.integers(len(centres), size=len(made))]
-    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    made = random.standard_normal((count + queries, dim), dtype=np.float32)
+    made *= 0.8
+    for rows in np.array_split(made, max(1, len(made) // 10_000)):
+        rows += centres[random.integers(len(centres), size=len(rows))]
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return made[:count], made[count:]
 
 

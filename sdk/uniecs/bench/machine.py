@@ -7,13 +7,14 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from uniecs import __version__
 from uniecs.backends.threads import usable_cpus
 
-PACKAGES = ("numpy", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tokenizers", "pillow")
+PACKAGES = ("numpy", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "pillow")
 CPUINFO = Path("/proc/cpuinfo")
 STATM = Path("/proc/self/statm")
 GPU_FIELDS = ("name", "driver_version", "power.draw", "clocks.sm", "clocks.mem", "temperature.gpu")
@@ -35,13 +36,21 @@ def describe_machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of uniecs and of the packages below it that are installed."""
-    found = {"uniecs": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: version_of(name) for name in PACKAGES}
+    return {"uniecs": __version__, **{name: version for name, version in found.items() if version is not None}}
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Of each of `packages`; "not installed" for one that is not."""
+    return {package: version_of(package) or "not installed" for package in packages}
+
+
+def version_of(package: str) -> str | None:
+    """Of a package; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

@@ -150,7 +150,6 @@ def recall_by_qps(results: Results) -> list[str]:
     sweep = sorted((each for each in found if each.case.ef), key=lambda each: each.case.ef or 0)
     own = [each for each in found if each.case.ef == 0]
     series = [_recall_series("by ef", sweep, 0), _recall_series("its own choice", own, 1)]
-    x = Axis("recall@10")
     low = min((each.extra["recall"] for each in found), default=0.0)
     x = Axis("recall@10", low=max(0.0, low - 0.02), high=1.002)
     return (
