@@ -126,9 +126,11 @@ class Sdk:
     def message(self) -> str:
         return str(self.c.uniecs_error_message().decode())
 
-    def load(self, bundle: Path, precision: bytes = b"fp32", threads: int = 1) -> ctypes.c_void_p:
+    def load(
+        self, bundle: Path, precision: bytes = b"fp32", threads: int = 1, backend: bytes = b"openvino"
+    ) -> ctypes.c_void_p:
         encoder = ctypes.c_void_p()
-        self.call("encoder_load", str(bundle).encode(), precision, threads, ctypes.byref(encoder))
+        self.call("encoder_load", str(bundle).encode(), backend, precision, threads, ctypes.byref(encoder))
         return encoder
 
     def encode(self, encoder: ctypes.c_void_p, pairs: Sequence[Pair]) -> tuple[int, npt.NDArray[np.float32]]:

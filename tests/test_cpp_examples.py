@@ -125,7 +125,7 @@ int main(int argc, char** argv) {
     uniecs_engine* engine = NULL;
     uniecs_hits* hits = NULL;
     uniecs_item item = {.text = "red dress"};
-    if (argc < 3 || uniecs_encoder_load(argv[2], "fp32", 1, &encoder) != UNIECS_OK ||
+    if (argc < 3 || uniecs_encoder_load(argv[2], NULL, "fp32", 1, &encoder) != UNIECS_OK ||
         uniecs_engine_open(argv[1], encoder, NULL, &engine) != UNIECS_OK ||
         uniecs_engine_search(engine, &item, 3, NULL, "{\"price\": {\"$between\": [null, 50]}}", &hits) != UNIECS_OK) {
         fprintf(stderr, "%s\n", uniecs_error_message());

@@ -142,15 +142,17 @@ def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path
     sdk.c.uniecs_encoder_free(encoder)
     sdk.c.uniecs_encoder_free(None)
 
-    def refused(folder: Path, precision: bytes = b"fp32") -> int:
+    def refused(folder: Path, precision: bytes = b"fp32", backend: bytes | None = None) -> int:
         made = ctypes.c_void_p()
-        status = sdk.c.uniecs_encoder_load(str(folder).encode(), precision, 1, ctypes.byref(made))
+        status = sdk.c.uniecs_encoder_load(str(folder).encode(), backend, precision, 1, ctypes.byref(made))
         assert made.value is None and sdk.message()
         return int(status)
 
     assert refused(tmp_path / "none") == BUNDLE
     assert refused(tiny_bundle, b"fp64") == BACKEND
     assert refused(tiny_bundle, b"int8") == BACKEND  # it has no such variant
+    assert refused(tiny_bundle, b"fp32", b"onnx") == BACKEND
+    assert refused(tiny_bundle, b"fp16", b"tensorrt") == BACKEND and "UNIECS_TENSORRT" in sdk.message()
     for name in ("manifest.json", "tokenizer.json", "fusion.onnx"):
         copy = tmp_path / name.partition(".")[0]
         shutil.copytree(tiny_bundle, copy)

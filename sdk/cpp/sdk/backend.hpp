@@ -28,10 +28,12 @@ class Backend {
     virtual void embed(const Batch& batch, float* out) = 0;
 };
 
-// The paths of a bundle's graphs, the width of what they give, and for int8 how.
+// The paths of a bundle's graphs, the width of what they give, the tokens of an image (0: not
+// told), and for int8 how.
 struct Graphs {
     std::string image_encoder, text_encoder, fusion;
     std::size_t embed_dim = 0;
+    std::size_t image_tokens = 0;
     Int8Recipe int8;
 };
 
@@ -39,5 +41,11 @@ struct Graphs {
 // Throws BackendError for what this CPU lacks and for graphs that cannot be compiled.
 std::unique_ptr<Backend> openvino_backend(const Graphs& graphs, const std::string& precision,
                                           unsigned threads);
+
+struct Bundle;
+
+// TensorRT in fp16 on the GPU that CUDA lists first, from the engines that `uniecs build` made; it builds
+// none. Throws BackendError, EngineMismatchError. There only in a library built with UNIECS_TENSORRT.
+std::unique_ptr<Backend> tensorrt_backend(const Bundle& bundle);
 
 }  // namespace uniecs

@@ -117,6 +117,7 @@ class Reader {
             parts.insert(name);
             *paths[i] = (folder_ / name).string();
         }
+        bundle.graphs.image_tokens = image_tokens();
         if (const json::Value* variants = manifest_.find("variants"))
             if (const json::Value* int8 = variants->object().find("int8"))
                 int8_file_ = plain(int8->object().at("file").string());
@@ -140,8 +141,23 @@ class Reader {
         return read(folder / MANIFEST);
     }
 
+    // 0 where the manifest does not tell: only TensorRT asks.
+    std::size_t image_tokens() const {
+        try {
+            const json::Object& encoder = manifest_.at("graphs").object().at("image_encoder").object();
+            const json::Object& port = encoder.at("outputs").object().at("image_tokens").object();
+            const json::Array& shape = port.at("shape").array();  // (batch, tokens, width)
+            return shape.size() == 3 ? static_cast<std::size_t>(side(shape[1].integer(), "image_tokens")) : 0;
+        } catch (const json::Error&) {
+            return 0;
+        }
+    }
+
     static int side(const json::Object& object, const char* name) {
-        const std::int64_t found = object.at(name).integer();
+        return side(object.at(name).integer(), name);
+    }
+
+    static int side(std::int64_t found, const char* name) {
         if (found < 1 || found > 65536) throw BundleError(std::string(name) + " is " + std::to_string(found));
         return static_cast<int>(found);
     }

@@ -79,13 +79,14 @@ using namespace uniecs::c;
 
 const char* uniecs_error_message(void) { return last_error().c_str(); }
 
-uniecs_status uniecs_encoder_load(const char* bundle, const char* precision, unsigned threads,
-                                  uniecs_encoder** encoder) {
+uniecs_status uniecs_encoder_load(const char* bundle, const char* backend, const char* precision,
+                                  unsigned threads, uniecs_encoder** encoder) {
     return guarded([&] {
         require(bundle, "bundle");
         require(encoder, "encoder");
         *encoder = nullptr;
         uniecs::EncoderOptions options;
+        if (backend) options.backend = backend;
         if (precision) options.precision = precision;
         options.threads = threads;
         *encoder = new uniecs_encoder{uniecs::Encoder::load(bundle, options)};

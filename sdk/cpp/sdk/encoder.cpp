@@ -55,6 +55,20 @@ Graphs graphs(const Bundle& bundle, const std::string& precision) {
     return found;
 }
 
+std::unique_ptr<Backend> make_backend(const Bundle& bundle, const EncoderOptions& options) {
+    if (options.backend == "openvino")
+        return openvino_backend(graphs(bundle, options.precision), options.precision, options.threads);
+    if (options.backend != "tensorrt")
+        throw BackendError("backend is '" + options.backend + "'; expected openvino or tensorrt");
+    if (options.precision != "fp16")
+        throw BackendError("the tensorrt backend runs in fp16, not in " + options.precision);
+#ifdef UNIECS_TENSORRT
+    return tensorrt_backend(bundle);
+#else
+    throw BackendError("this library was built without TensorRT: configure it with -DUNIECS_TENSORRT=ON");
+#endif
+}
+
 }  // namespace
 
 class Encoder::Impl {
@@ -62,7 +76,7 @@ class Encoder::Impl {
     Impl(const std::string& folder, const EncoderOptions& options)
         : bundle(open_bundle(folder)),
           tokenizer(bundle.tokenizer_json, bundle.max_tokens),
-          backend(openvino_backend(graphs(bundle, options.precision), options.precision, options.threads)) {}
+          backend(make_backend(bundle, options)) {}
 
     std::vector<float> encode(const std::vector<Item>& items, std::vector<std::exception_ptr>& errors,
                               std::size_t batch_size) const {

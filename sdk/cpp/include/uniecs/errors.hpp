@@ -11,6 +11,7 @@
 // |-- IndexFileError      an index folder that is missing, damaged, foreign or of a newer format
 // |-- ModelMismatchError  vectors of one model met another model
 // `-- BackendError        an engine, device or precision that is not available, or that failed
+//     `-- EngineMismatchError  a TensorRT engine that is damaged, or was built for something else
 #pragma once
 
 #include <stdexcept>
@@ -51,6 +52,10 @@ class ModelMismatchError : public Error {
 
 class BackendError : public Error {
     using Error::Error;
+};
+
+class EngineMismatchError : public BackendError {
+    using BackendError::BackendError;
 };
 
 }  // namespace uniecs

@@ -2,7 +2,7 @@
  * thread.
  *
  *   uniecs_encoder *encoder = NULL;
- *   if (uniecs_encoder_load("bundles/mini", "fp32", 0, &encoder) != UNIECS_OK)
+ *   if (uniecs_encoder_load("bundles/mini", "openvino", "fp32", 0, &encoder) != UNIECS_OK)
  *       fprintf(stderr, "%s\n", uniecs_error_message());
  *   uniecs_item item = {.text = "red kurta"};
  *   float *x = malloc(uniecs_encoder_embed_dim(encoder) * sizeof *x);
@@ -62,9 +62,10 @@ typedef struct uniecs_item {
 /* What was wrong with this thread's last call that did not return UNIECS_OK; valid until its next call. */
 UNIECS_API const char* uniecs_error_message(void);
 
-/* Load a bundle folder; precision "fp32", "bf16" or "int8"; threads 0 leaves their number to the engine. */
-UNIECS_API uniecs_status uniecs_encoder_load(const char* bundle, const char* precision, unsigned threads,
-                                             uniecs_encoder** encoder);
+/* Load a bundle folder; backend "openvino" with precision "fp32", "bf16" or "int8", or "tensorrt" with
+ * "fp16"; threads 0 leaves their number to the engine. */
+UNIECS_API uniecs_status uniecs_encoder_load(const char* bundle, const char* backend, const char* precision,
+                                             unsigned threads, uniecs_encoder** encoder);
 UNIECS_API void uniecs_encoder_free(uniecs_encoder* encoder);
 UNIECS_API size_t uniecs_encoder_embed_dim(const uniecs_encoder* encoder);
 UNIECS_API const char* uniecs_encoder_model_id(const uniecs_encoder* encoder);

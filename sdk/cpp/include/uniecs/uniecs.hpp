@@ -51,13 +51,15 @@ struct Item {
 };
 
 struct EncoderOptions {
-    std::string precision = "fp32";  // or "bf16" or "int8", where CPU and bundle have it
-    unsigned threads = 0;            // CPU threads of the engine; 0 leaves their number to it
+    std::string precision = "fp32";    // or "bf16" or "int8", where CPU and bundle have it; tensorrt: "fp16"
+    unsigned threads = 0;              // CPU threads of the engine; 0 leaves their number to it
+    std::string backend = "openvino";  // or "tensorrt", in a library built with it: engines of `uniecs build`
 };
 
 class Encoder {
   public:
-    // Read and verify a bundle folder (docs/bundle-format.md). Throws BundleError, BackendError.
+    // Read and verify a bundle folder (docs/bundle-format.md). Throws BundleError, BackendError,
+    // EngineMismatchError.
     static Encoder load(const std::string& bundle, const EncoderOptions& options = {});
 
     Encoder(Encoder&&) noexcept;
