@@ -5,8 +5,8 @@
 Takes files of `uniecs bench`, of benchmarks/peers.py and of benchmarks/instructions.py, two of a kind. A figure is
 called faster or slower if the ratio of the two lies outside the interval of ratios that the two intervals give (95 %,
 from the spread between rounds; the half widths added as squares, on a logarithmic scale). With a hundred figures some
-five are outside by chance. Counts of instructions have no interval: a change of more than 1 % is told. Exit status: 0
-whatever has changed, 2 for files that cannot be compared.
+five are outside by chance. Where the machine's floor changed too, a line says so. Counts of instructions have no
+interval: a change of more than 1 % is told. Exit status: 0 whatever has changed, 2 for files that cannot be compared.
 """
 
 from __future__ import annotations
@@ -138,6 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = [each for each in changes if options.all or each.verdict != "same"]
     print(f"{'':12}{'old':>12}{'new':>12}{'ratio':>9}")
     print("\n".join(each.line() for each in shown))
+    if moved := [each for each in changes if each.name.startswith("floor / ") and each.verdict in ("slower", "faster")]:
+        ratios = ", ".join(f"{each.ratio:.2f}" for each in moved)
+        print(f"the machine's own rates (floor) changed too, by {ratios}: the rest says little about the code")
     said = [each.verdict for each in changes]
     counts = ", ".join(f"{said.count(each)} {each}" for each in dict.fromkeys(said))
     print(f"{len(changes)} figures: {counts}")

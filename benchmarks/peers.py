@@ -53,9 +53,9 @@ class Worker:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.name = name
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed in `close`)
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=dict(environment)
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
+        # Out of reach of a ctrl-C in the terminal, which is for the one that asks.
+        self._process = subprocess.Popen(command, text=True, env=dict(environment), start_new_session=True, **pipes)
         self.about = self._read()
 
     def turn(self, work: str) -> float:
@@ -135,21 +135,27 @@ def rounds_of(workers: Mapping[str, Worker], rounds: int) -> tuple[dict[str, dic
     seconds: dict[str, dict[str, list[float]]] = {
         work: {name: [] for name, each in workers.items() if work in each.about["works"]} for work in works
     }
-    for turn in tqdm(range(rounds + WARM_ROUNDS), desc="rounds", disable=None):
-        for work, taken in seconds.items():
-            names = list(taken)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                if name in failed:
-                    continue
-                time.sleep(PAUSE_S)
-                try:
-                    spent = workers[name].turn(work)
-                except RuntimeError as error:
-                    failed[name] = str(error)
-                    continue
-                if turn >= WARM_ROUNDS:
-                    taken[name].append(spent)
-    return seconds, failed
+    whole = 0
+    # ctrl-C keeps the rounds that are whole.
+    with contextlib.suppress(KeyboardInterrupt):
+        for turn in tqdm(range(rounds + WARM_ROUNDS), desc="rounds", disable=None):
+            for work, taken in seconds.items():
+                for name in _rotated([each for each in taken if each not in failed], turn):
+                    time.sleep(PAUSE_S)
+                    try:
+                        spent = workers[name].turn(work)
+                    except RuntimeError as error:
+                        failed[name] = str(error)
+                        continue
+                    if turn >= WARM_ROUNDS:
+                        taken[name].append(spent)
+            whole = max(0, turn + 1 - WARM_ROUNDS)
+    return {work: {name: each[:whole] for name, each in taken.items()} for work, taken in seconds.items()}, failed
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    start = turn % max(1, len(names))
+    return names[start:] + names[:start]
 
 
 def ratio(peer: Sequence[float], ours: Sequence[float], seed: int = 0) -> tuple[float, tuple[float, float]]:
@@ -262,7 +268,7 @@ def main() -> None:
             "python": platform.python_version(),
             "model": bundle.name,
             "threads": options.threads,
-            "rounds": options.rounds,
+            "rounds": max((len(each) for taken in seconds.values() for each in taken.values()), default=0),
             "load_before_and_after": [load_before, os.getloadavg()[0]],
             "versions": {name: each.about["versions"] for name, each in workers.items()},
             "rows": rows,

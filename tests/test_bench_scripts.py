@@ -64,6 +64,16 @@ def test_verdicts(scripts: SimpleNamespace, tmp_path: Path, old: Any, new: Any, 
     assert scripts.compare.main([str(path) for path in files]) == 0
 
 
+def test_a_machine_that_changed_is_told(scripts: SimpleNamespace, tmp_path: Path, capsys: Any) -> None:
+    files = [bench_file(tmp_path / name, p50, (p50 * 0.99, p50 * 1.01)) for name, p50 in (("old", 10.0), ("new", 12.0))]
+    assert scripts.compare.main([str(path) for path in files]) == 0
+    assert "floor" not in capsys.readouterr().out
+    for path in files:
+        path.write_text(path.read_text().replace("batch / text / fp32", "floor / matmul 2048 / fp32"))
+    assert scripts.compare.main([str(path) for path in files]) == 0
+    assert "(floor) changed too, by 1.20" in capsys.readouterr().out
+
+
 def test_metrics_that_one_run_lacks(scripts: SimpleNamespace) -> None:
     def counts(**paths: int) -> dict[str, Any]:
         return {
@@ -148,6 +158,25 @@ def test_workers_take_turns_and_one_that_dies_is_told(scripts: SimpleNamespace) 
     assert list(failed) == ["other"] and "it broke" in failed["other"]
     rows = scripts.peers.rows_of(seconds, {name: {} for name in lives})
     assert rows == []  # a peer that ended before the others is no row: its rounds are not theirs
+
+
+def test_an_interruption_keeps_the_rounds_that_are_whole(scripts: SimpleNamespace) -> None:
+    asked: list[str] = []
+
+    class Stopped:
+        def __init__(self) -> None:
+            self.about = {"works": ["a", "b"]}
+
+        def turn(self, work: str) -> float:
+            asked.append(work)
+            if len(asked) == 19:
+                raise KeyboardInterrupt
+            return float(len(asked))
+
+    seconds, failed = scripts.peers.rounds_of({"one": Stopped(), "two": Stopped()}, 10)
+    # Four turns a round, two rounds of warm-up: two whole rounds, and a half that is dropped.
+    assert seconds == {"a": {"one": [9.0, 14.0], "two": [10.0, 13.0]}, "b": {"one": [11.0, 16.0], "two": [12.0, 15.0]}}
+    assert failed == {}
 
 
 def test_a_peer_that_cannot_be_imported_is_told(tmp_path: Path) -> None:

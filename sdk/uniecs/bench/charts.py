@@ -122,7 +122,9 @@ def bar_chart(title: str, bars: Sequence[Bar], axis: Axis) -> str:
     left = 30 + 6.2 * max(len(bar.name) for bar in bars)
     longest = [max(sum(size for _, size, _ in bar.parts), *(at for _, at in bar.marks), 0) for bar in bars]
     height = TOP + len(bars) * (BAR_HEIGHT + BAR_GAP) + BOTTOM
-    across = _Scale(Axis(axis.label, low=0, high=axis.high or max(longest) * 1.22), [], left, WIDTH - RIGHT)
+    width = WIDTH - RIGHT - left
+    room = width / max(width - 12 - 7 * max(len(bar.text) for bar in bars), width / 2)  # for the texts behind them
+    across = _Scale(Axis(axis.label, low=0, high=axis.high or max(longest) * room), [], left, WIDTH - RIGHT)
     bottom = height - BOTTOM
     parts = [
         f'<line class="grid" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="{TOP}" y2="{bottom}"/>'

@@ -28,7 +28,7 @@ CLOCK = Clock()
 
 
 def closed_loop(
-    call: Call, seconds: float, *, most: int = 100_000, concurrency: int = 1, clock: Clock = CLOCK
+    call: Call, seconds: float, *, most: int = 4_000, concurrency: int = 1, clock: Clock = CLOCK
 ) -> Round:
     """`concurrency` threads call without a pause for `seconds`, each at least once, all together about `most` times.
 
