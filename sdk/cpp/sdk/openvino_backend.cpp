@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
 #include <mutex>
 #include <openvino/openvino.hpp>
@@ -11,39 +12,55 @@
 namespace uniecs {
 namespace {
 
-// Idle infer requests kept for each graph.
-constexpr std::size_t MAX_IDLE = 4;
+// Infer requests of each graph. OpenVINO runs one at a time; each keeps its last tensors, and making them
+// anew for every call costs memory that it does not give back.
+constexpr std::size_t MAX_REQUESTS = 4;
 // Kernels kept for each graph, about four for each shape of input; OpenVINO's 5000 take gigabytes.
 constexpr const char* MAX_PREPARED = "256";
 
-// One graph: compiled on first use, run by as many threads at once as call it.
+// One graph: compiled on first use, run by as many threads at once as there may be requests; more wait.
 class CompiledGraph {
   public:
     CompiledGraph(ov::Core& core, std::string path, ov::AnyMap config, std::vector<QuantizedInput> int8)
         : core_(core), path_(std::move(path)), config_(std::move(config)), int8_(std::move(int8)) {}
 
-    // Calls use(request) with a request of its own, and keeps the request for the next call.
+    // Calls use(request) with a request of its own.
     template <typename Use>
     void run(Use use) {
-        ov::InferRequest request = take();
-        use(request);
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (idle_.size() < MAX_IDLE) idle_.push_back(std::move(request));
+        const Lent lent{*this, take()};
+        use(*lent.request);
     }
 
   private:
-    ov::InferRequest take() {
+    // Gives the request back, whether the call succeeded or threw.
+    struct Lent {
+        CompiledGraph& graph;
+        std::unique_ptr<ov::InferRequest> request;
+
+        ~Lent() {
+            {
+                const std::lock_guard<std::mutex> lock(graph.mutex_);
+                graph.idle_.push_back(std::move(request));
+            }
+            graph.returned_.notify_one();
+        }
+    };
+
+    std::unique_ptr<ov::InferRequest> take() {
         std::unique_lock<std::mutex> lock(mutex_);
         if (!compiled_) {
             const std::shared_ptr<ov::Model> model = core_.read_model(path_);
             quantize(model, int8_);
             compiled_ = core_.compile_model(model, "CPU", config_);
+            idle_.reserve(MAX_REQUESTS);
         }
-        if (idle_.empty()) {
-            lock.unlock();
-            return compiled_.create_infer_request();
+        if (idle_.empty() && made_ < MAX_REQUESTS) {
+            auto request = std::make_unique<ov::InferRequest>(compiled_.create_infer_request());
+            ++made_;
+            return request;
         }
-        ov::InferRequest request = std::move(idle_.back());
+        returned_.wait(lock, [&] { return !idle_.empty(); });
+        std::unique_ptr<ov::InferRequest> request = std::move(idle_.back());
         idle_.pop_back();
         return request;
     }
@@ -53,8 +70,10 @@ class CompiledGraph {
     ov::AnyMap config_;
     std::vector<QuantizedInput> int8_;
     std::mutex mutex_;
+    std::condition_variable returned_;
     ov::CompiledModel compiled_;
-    std::vector<ov::InferRequest> idle_;
+    std::size_t made_ = 0;
+    std::vector<std::unique_ptr<ov::InferRequest>> idle_;
 };
 
 ov::AnyMap configuration(ov::Core& core, const std::string& precision, unsigned threads) {
