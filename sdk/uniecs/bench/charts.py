@@ -124,7 +124,7 @@ def bar_chart(title: str, bars: Sequence[Bar], axis: Axis) -> str:
     height = TOP + len(bars) * (BAR_HEIGHT + BAR_GAP) + BOTTOM
     width = WIDTH - RIGHT - left
     room = width / max(width - 12 - 7 * max(len(bar.text) for bar in bars), width / 2)  # for the texts behind them
-    across = _Scale(Axis(axis.label, low=0, high=axis.high or max(longest) * room), [], left, WIDTH - RIGHT)
+    across = _Scale(Axis(axis.label, low=0, high=max(longest) * room), [], left, WIDTH - RIGHT)
     bottom = height - BOTTOM
     parts = [
         f'<line class="grid" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="{TOP}" y2="{bottom}"/>'

@@ -176,7 +176,7 @@ def fractions(results: Results) -> list[str]:
             for each in results.graphs
             if each["batch"] == batch
         ]
-        charts.append(bar_chart(f"Share of the floor, batch {batch}", bars, Axis("floor over time", high=1.35)))
+        charts.append(bar_chart(f"Share of the floor, batch {batch}", bars, Axis("floor over time")))
     return charts
 
 
