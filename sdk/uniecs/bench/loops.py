@@ -27,9 +27,7 @@ class Clock:
 CLOCK = Clock()
 
 
-def closed_loop(
-    call: Call, seconds: float, *, most: int = 4_000, concurrency: int = 1, clock: Clock = CLOCK
-) -> Round:
+def closed_loop(call: Call, seconds: float, *, most: int = 4_000, concurrency: int = 1, clock: Clock = CLOCK) -> Round:
     """`concurrency` threads call without a pause for `seconds`, each at least once, all together about `most` times.
 
     `call` is given the number of the call.
