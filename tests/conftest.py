@@ -8,6 +8,8 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +168,14 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`tests/fake_bundle.py`'s bundle, opened; read-only by agreement."""
+    pytest.importorskip("onnx", reason="the graphs are written with onnx")
+    write = runpy.run_path(str(Path(__file__).with_name("fake_bundle.py")))["write_fake_bundle"]
+    return write(tmp_path_factory.mktemp("bundles") / "fake")
+
+
+@pytest.fixture(scope="session")
 def cpp_sdk(cpp_sdk_build: Path) -> Any:
     """`tests/cpp_sdk.py`'s Sdk: the C interface."""
     sdk = runpy.run_path(str(Path(__file__).with_name("cpp_sdk.py")))["Sdk"]
@@ -186,3 +196,32 @@ def tiny_encoder(tiny_bundle: Path) -> Any:
     import uniecs
 
     return uniecs.load(tiny_bundle, threads=1)
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """A file system of 8 MB."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root on Linux")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        folder.rmdir()
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.decode()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+    folder.rmdir()
+
+
+@pytest.fixture(scope="session")
+def milvus() -> None:
+    """Skips where Milvus is not installed."""
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed (the milvus extra)")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed (the milvus extra, not on Windows)")
+
+
+@pytest.fixture
+def milvus_url(milvus: None, tmp_path: Path) -> str:
+    """Of a collection of milvus-lite's that does not exist yet."""
+    return f"milvus-lite://{tmp_path}/shop.db/products"

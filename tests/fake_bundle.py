@@ -76,6 +76,14 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), encoding="utf-8")
 
 
+def golden_rows(
+    golden: dict[str, np.ndarray[Any, Any]], count: int
+) -> tuple[np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Pixels and tokens of `count` rows, the golden ones over and over."""
+    index = np.arange(count) % len(golden["embedding"])
+    return golden["pixel_values"][index], (golden["input_ids"][index], golden["attention_mask"][index])
+
+
 def _weights(seed: int) -> Weights:
     rng = np.random.default_rng(seed)
     shapes = {

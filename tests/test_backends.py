@@ -29,12 +29,6 @@ BACKENDS = ("openvino", "onnxruntime")
 """Those that run on a CPU; test_tensorrt.py has the other."""
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    opened: Bundle = fake.write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake")
-    return opened
-
-
 def made(bundle: Bundle, backend: str, **options: Any) -> Backend:
     if backend == "onnxruntime":
         pytest.importorskip("onnxruntime")

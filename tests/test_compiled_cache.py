@@ -22,12 +22,6 @@ KEY = cache_key({"graph": "a"})
 INPUTS = {"input_ids": np.array([[2, 4, 5, 3]]), "attention_mask": np.ones((1, 4), np.int64)}
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    opened: Bundle = fake.write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake")
-    return opened
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNIECS_CACHE", str(tmp_path / "cache"))

@@ -89,12 +89,6 @@ def program(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tensorrt_embed"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    opened: Bundle = fake.write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake")
-    return opened
-
-
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The machine that Python's stand-ins play, which is the one of those in C++; with an empty cache."""
@@ -145,18 +139,12 @@ def request(given: Given) -> bytes:
     return b"".join(each.tobytes() for each in parts)
 
 
-def rows(golden: dict[str, Array], count: int) -> tuple[Array, tuple[Array, Array]]:
-    """Pixels and tokens of `count` rows, the golden ones over and over."""
-    index = np.arange(count) % len(golden["embedding"])
-    return golden["pixel_values"][index], (golden["input_ids"][index], golden["attention_mask"][index])
-
-
 def test_embeddings_are_those_of_the_graphs(state: Any, run: Run, bundle: Bundle) -> None:
     """Every kind of item, in batches below and above the profile's; thrice: directly, captured, from the CUDA graph."""
     build_engines(bundle)
     given: list[Given] = []
     for count in (1, 3, 32, 70):
-        pixels, tokens = rows(bundle.golden(), count)
+        pixels, tokens = fake.golden_rows(bundle.golden(), count)
         given += [(pixels, None), (None, tokens), (pixels, tokens)] * 3
     found = run(given)
     assert found.status == 0, found.error
@@ -171,14 +159,14 @@ def test_embeddings_are_those_of_the_graphs(state: Any, run: Run, bundle: Bundle
 
 def test_an_absent_side_is_zero_whatever_ran_before(state: Any, run: Run, bundle: Bundle) -> None:
     build_engines(bundle)
-    pixels, tokens = rows(bundle.golden(), 8)
+    pixels, tokens = fake.golden_rows(bundle.golden(), 8)
     alone, _, after = run([(pixels, None), (pixels, tokens), (pixels, None)]).embeddings
     np.testing.assert_array_equal(alone, after)
 
 
 def test_what_cannot_be_captured_still_runs(state: Any, run: Run, bundle: Bundle) -> None:
     build_engines(bundle)
-    pixels, tokens = rows(bundle.golden(), 2)
+    pixels, tokens = fake.golden_rows(bundle.golden(), 2)
     found = run([(pixels, tokens)] * 4, FAKE_NO_CAPTURE="1")
     assert found.status == 0 and "launch" not in found.events
     for embeddings in found.embeddings[1:]:
@@ -187,7 +175,7 @@ def test_what_cannot_be_captured_still_runs(state: Any, run: Run, bundle: Bundle
 
 def test_many_threads_get_their_own_answers(state: Any, run: Run, bundle: Bundle) -> None:
     build_engines(bundle)
-    pixels, (ids, mask) = rows(bundle.golden(), 6)
+    pixels, (ids, mask) = fake.golden_rows(bundle.golden(), 6)
     given: list[Given] = [(pixels[i : i + 1], (ids[i : i + 1], mask[i : i + 1])) for i in range(6)] * 6
     found, alone = run(given, threads=4), run(given[:6])
     for place, embeddings in enumerate(found.embeddings):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from uniecs.bundle import GRAPHS, Bundle, open_bundle, packaged_bundle  # noqa: 
 from uniecs.errors import BackendError  # noqa: E402
 from uniecs.export.half import MASKED, half_graph  # noqa: E402
 
-fake = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fake_bundle.py"))))
 Array = np.ndarray[Any, Any]
 
 NEEDS_FLOAT32 = {"LayerNormalization", "Softmax", "ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Clip"}
@@ -28,13 +24,12 @@ COSINE_LIMIT = 0.99999
 
 
 @pytest.fixture(scope="module", params=["mini", "tiny", "fake"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(request: pytest.FixtureRequest, bundle: Bundle) -> Bundle:
     if request.param == "mini":
         return open_bundle(packaged_bundle("mini"))
     if request.param == "tiny":
         return open_bundle(request.getfixturevalue("tiny_bundle"))
-    opened: Bundle = fake.write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake")
-    return opened
+    return bundle
 
 
 @pytest.fixture(scope="module")

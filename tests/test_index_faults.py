@@ -73,22 +73,6 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
 # Disks
 
 
-@pytest.fixture
-def tmpfs() -> Iterator[Path]:
-    """A file system of 8 MB."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root on Linux")
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode != 0:
-        folder.rmdir()
-        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.decode()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-    folder.rmdir()
-
-
 def test_disk_full_while_adding(tmpfs: Path) -> None:
     (tmpfs / "filler").write_bytes(bytes(5 << 20))
     engine = filled(tmpfs / "i", 0)

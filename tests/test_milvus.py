@@ -32,22 +32,12 @@ from uniecs.store import Store
 DIM = 16
 BUNDLE = BundleReference(name="mini")
 CONFIG = IndexConfig(views=("multimodal", "image"))
+pytestmark = pytest.mark.usefixtures("milvus")
 NASTY = ['"', "'", "\\", '\\"', '" or key != "', "') or (1 == 1", "a\nb", "\t", "é", "衣", "\U0001f457", "%", "x" * 100]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
-    pytest.importorskip("pymilvus", reason="pymilvus is not installed (the milvus extra)")
-    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed (the milvus extra, not on Windows)")
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"milvus-lite://{tmp_path}/shop.db/products"
-
-
-def create(url: str, config: IndexConfig = CONFIG) -> MilvusIndex:
-    return MilvusIndex.create(url, "fake-1", DIM, BUNDLE, config)
+def create(milvus_url: str, config: IndexConfig = CONFIG) -> MilvusIndex:
+    return MilvusIndex.create(milvus_url, "fake-1", DIM, BUNDLE, config)
 
 
 def unit(seed: int) -> Vectors:
@@ -179,8 +169,8 @@ def test_nothing_of_a_filter_stands_in_the_expression(filtered: tuple[MilvusInde
             assert "xxx" not in written
 
 
-def test_long_lists_and_bounds(url: str) -> None:
-    index = create(url)
+def test_long_lists_and_bounds(milvus_url: str) -> None:
+    index = create(milvus_url)
     index.put([item("many", 1, sizes=list(range(0, 200, 2))), item("few", 2, sizes=[1, 101, 3])])
     for low, high in ((100, 100), (101, 101), (198, 300), (199, 300), (-5, -1)):
         filter = parse_where({"sizes": (low, high)})
@@ -208,9 +198,9 @@ def test_number_and_text_keys_keep_the_order() -> None:
             assert (a < b) == (text_key(a) < text_key(b)), (a, b)
 
 
-def test_add_update_delete_reopen(url: str) -> None:
+def test_add_update_delete_reopen(milvus_url: str) -> None:
     with_image = [item(str(n), n, price=n, tags=["x", "y"], sale=n % 2 == 0) for n in range(20)]
-    index = create(url)
+    index = create(milvus_url)
     assert (len(index), index.known(["1", "2"]), index.attribute_keys()) == (0, set(), set())
     index.put([*with_image, item("text only", 50, ("multimodal",), colour="red")])
     assert len(index) == 21
@@ -245,7 +235,7 @@ def test_add_update_delete_reopen(url: str) -> None:
     with pytest.raises(InputError, match="closed"):
         len(index)
 
-    index = MilvusIndex.open(url, "fake-1")
+    index = MilvusIndex.open(milvus_url, "fake-1")
     assert (index.model_id, index.embed_dim, index.bundle, index.config) == ("fake-1", DIM, BUNDLE, CONFIG)
     assert len(index) == 19
     assert "4" not in ids(index.search("multimodal", unit(4)[np.newaxis], 100, None)[0])
@@ -257,8 +247,8 @@ def test_add_update_delete_reopen(url: str) -> None:
     index.close()
 
 
-def test_results_are_those_of_brute_force(url: str) -> None:
-    index = create(url, IndexConfig())
+def test_results_are_those_of_brute_force(milvus_url: str) -> None:
+    index = create(milvus_url, IndexConfig())
     index.put([item(str(n), n, ("multimodal",), price=n) for n in range(300)])
     vectors = np.stack([unit(n) for n in range(300)])
     queries = np.stack([unit(1000 + n) for n in range(20)])
@@ -271,8 +261,8 @@ def test_results_are_those_of_brute_force(url: str) -> None:
     index.close()
 
 
-def test_what_milvus_cannot_hold_is_refused_before_anything_is_written(url: str) -> None:
-    index = create(url)
+def test_what_milvus_cannot_hold_is_refused_before_anything_is_written(milvus_url: str) -> None:
+    index = create(milvus_url)
     good = item("good", 1)
     for bad, message in [
         (item("bad", 2, big=2**63), "64 bits"),
@@ -295,8 +285,8 @@ def test_what_milvus_cannot_hold_is_refused_before_anything_is_written(url: str)
     index.close()
 
 
-def test_many_products_go_in_several_requests(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = create(url, IndexConfig())
+def test_many_products_go_in_several_requests(milvus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = create(milvus_url, IndexConfig())
     sent: list[int] = []
     monkeypatch.setattr(index, "_call", lambda method, **arguments: sent.append(len(arguments["data"])))
     index.put([item(str(n), n, ("multimodal",), text="x" * 10_000) for n in range(1500)])
@@ -306,31 +296,31 @@ def test_many_products_go_in_several_requests(url: str, monkeypatch: pytest.Monk
     index.close()
 
 
-def test_another_model_and_foreign_collections(url: str) -> None:
-    create(url).close()
+def test_another_model_and_foreign_collections(milvus_url: str) -> None:
+    create(milvus_url).close()
     with pytest.raises(IndexFileError, match="already exists"):
-        create(url)
+        create(milvus_url)
     with pytest.raises(ModelMismatchError, match="fake-1"):
-        MilvusIndex.open(url, "fake-2")
+        MilvusIndex.open(milvus_url, "fake-2")
     with pytest.raises(IndexFileError, match="does not exist"):
-        MilvusIndex.open(url + "2")
-    connection = milvus_connection.connect(Address.parse(url + "3"))
+        MilvusIndex.open(milvus_url + "2")
+    connection = milvus_connection.connect(Address.parse(milvus_url + "3"))
     connection._client.create_collection(connection.address.collection, dimension=4)
     with pytest.raises(IndexFileError, match="not of uniecs"):
-        MilvusIndex.open(url + "3")
+        MilvusIndex.open(milvus_url + "3")
     manifest = json.dumps({"format_version": 2})
     connection._client.alter_collection_properties(connection.address.collection, {"uniecs.index": manifest})
     with pytest.raises(IndexFileError, match="version 2"):
-        MilvusIndex.open(url + "3")
+        MilvusIndex.open(milvus_url + "3")
     connection._client.alter_collection_properties(connection.address.collection, {"uniecs.index": "{}"})
     with pytest.raises(IndexFileError, match="damaged"):
-        MilvusIndex.open(url + "3")
+        MilvusIndex.open(milvus_url + "3")
     connection.close()
 
 
-def test_other_storage_is_refused(url: str) -> None:
+def test_other_storage_is_refused(milvus_url: str) -> None:
     with pytest.raises(ConfigError, match="int8"):
-        create(url, IndexConfig(storage="int8"))
+        create(milvus_url, IndexConfig(storage="int8"))
 
 
 def test_urls(tmp_path: Path) -> None:
@@ -405,9 +395,9 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
             MilvusIndex.open(f"milvus://127.0.0.1:{taken.getsockname()[1]}/shop")
 
 
-def test_copying_goes_on_where_it_stopped(url: str) -> None:
+def test_copying_goes_on_where_it_stopped(milvus_url: str) -> None:
     source = [item(str(n), n, price=n) for n in range(1200)]
-    target = create(url)
+    target = create(milvus_url)
 
     def broken() -> Iterator[Any]:
         yield from source[:700]
@@ -425,13 +415,13 @@ def test_copying_goes_on_where_it_stopped(url: str) -> None:
     target.close()
 
 
-def test_a_store_is_copied_whole(url: str, tmp_path: Path) -> None:
+def test_a_store_is_copied_whole(milvus_url: str, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "shop", model_id="fake-1", embed_dim=DIM, bundle=BUNDLE, config=CONFIG)
     source = [item(f"é{n}", n, ("multimodal", "image")[n % 2 :], price=n, tags=["a", f"{n}"]) for n in range(3000)]
     store.put(source)
     store.put([item("é7", 7777, ("image",), price=7)])
     store.delete(["é8"])
-    target = create(url)
+    target = create(milvus_url)
     assert copy_index(store_items(store), target, store.count()) == CopyReport(copied=2999, unchanged=0)
     assert copy_index(store_items(store), target) == CopyReport(copied=0, unchanged=2999)
     assert (len(target), target.known(["é8"])) == (2999, set())
@@ -478,10 +468,10 @@ def listening() -> set[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="needs /proc")
-def test_lite_listens_on_loopback_only_and_ends_with_the_last_user(url: str) -> None:
+def test_lite_listens_on_loopback_only_and_ends_with_the_last_user(milvus_url: str) -> None:
     before = listening()
-    first = create(url)
-    second = MilvusIndex.open(url)
+    first = create(milvus_url)
+    second = MilvusIndex.open(milvus_url)
     assert listening() - before <= {"0100007F", "0000000000000000FFFF00000100007F"}
     assert listening()
     first.close()

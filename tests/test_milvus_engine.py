@@ -20,20 +20,9 @@ filled: Callable[..., SearchEngine] = FAKES["filled"]
 shop, ids, picture = FAKES["shop"], FAKES["ids"], FAKES["picture"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
-    pytest.importorskip("pymilvus", reason="pymilvus is not installed (the milvus extra)")
-    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed (the milvus extra, not on Windows)")
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"milvus-lite://{tmp_path}/shop.db/products"
-
-
-def test_the_same_answers_as_a_folder(url: str, tmp_path: Path) -> None:
+def test_the_same_answers_as_a_folder(milvus_url: str, tmp_path: Path) -> None:
     folder = filled(tmp_path / "i", ("multimodal", "image"))
-    with SearchEngine.create(url, fake(), views=("multimodal", "image")) as engine:
+    with SearchEngine.create(milvus_url, fake(), views=("multimodal", "image")) as engine:
         assert engine.add(shop()).added == 5
         for each in (folder, engine):
             each.update([Product("3", "blue shoe", picture("blue"), {"gender": "Women", "price": 5})])
@@ -56,22 +45,22 @@ def test_the_same_answers_as_a_folder(url: str, tmp_path: Path) -> None:
         with pytest.raises(FilterError, match="unknown key 'colr'"):
             engine.search(text="x", where={"colr": "red"})
     with pytest.raises(ModelMismatchError):
-        SearchEngine.open(url, fake("other"))
-    with SearchEngine.open(url, fake()) as again:
+        SearchEngine.open(milvus_url, fake("other"))
+    with SearchEngine.open(milvus_url, fake()) as again:
         assert len(again) == 4 and ids(again.search(text="blue shoe", k=1)) == ["3"]
     with pytest.raises(InputError, match="closed"):
         again.search(text="x")
     with pytest.raises(IndexFileError, match="already exists"):
-        SearchEngine.create(url, fake())
+        SearchEngine.create(milvus_url, fake())
 
 
-def test_copy_command(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copy_command(milvus_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path / "i").close()
-    assert cli.main(["copy", str(tmp_path / "i"), url]) == 0
+    assert cli.main(["copy", str(tmp_path / "i"), milvus_url]) == 0
     assert "5 products copied, 0 were there already" in capsys.readouterr().out
-    assert cli.main(["copy", str(tmp_path / "i"), url, "--json"]) == 0
+    assert cli.main(["copy", str(tmp_path / "i"), milvus_url, "--json"]) == 0
     assert '"unchanged": 5' in capsys.readouterr().out
-    with SearchEngine.open(url, fake()) as engine:
+    with SearchEngine.open(milvus_url, fake()) as engine:
         assert ids(engine.search(text="red shoe", k=1)) == ["3"]
-    assert cli.main(["copy", str(tmp_path / "none"), url]) == 1
+    assert cli.main(["copy", str(tmp_path / "none"), milvus_url]) == 1
     assert "not an index" in capsys.readouterr().err

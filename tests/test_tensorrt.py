@@ -40,12 +40,6 @@ PROFILE = Profile((1, 8, 32), (1, 16, 16), (1, 13, 13))
 KEY = EngineKey("fake-0123", "fusion", MACHINE, PROFILE)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    opened: Bundle = fake.write_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake")
-    return opened
-
-
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The machine that the stand-ins play, with an empty cache."""
@@ -59,12 +53,6 @@ def backend(state: Any, bundle: Bundle) -> TensorRtBackend:
     made = create_backend(bundle, "tensorrt")
     assert isinstance(made, TensorRtBackend)
     return made
-
-
-def rows(golden: dict[str, Array], count: int) -> tuple[Array, tuple[Array, Array]]:
-    """Pixels and tokens of `count` rows, the golden ones over and over."""
-    index = np.arange(count) % len(golden["embedding"])
-    return golden["pixel_values"][index], (golden["input_ids"][index], golden["attention_mask"][index])
 
 
 def on_the_host(bundle: Bundle, pixels: Array | None, tokens: Any) -> Array:
@@ -271,7 +259,7 @@ def test_without_tensorrt_or_gpu_the_command_says_what_is_missing(
 def test_embeddings_are_those_of_the_graphs(
     backend: TensorRtBackend, bundle: Bundle, images: bool, texts: bool, count: int
 ) -> None:
-    pixels, tokens = rows(bundle.golden(), count)
+    pixels, tokens = fake.golden_rows(bundle.golden(), count)
     given = (pixels if images else None, tokens if texts else None)
     expected = on_the_host(bundle, *given)
     # Thrice: directly, captured, and from the CUDA graph.
@@ -283,7 +271,7 @@ def test_embeddings_are_those_of_the_graphs(
 
 
 def test_tokens_do_not_pass_through_the_host(state: Any, backend: TensorRtBackend, bundle: Bundle) -> None:
-    pixels, tokens = rows(bundle.golden(), 8)
+    pixels, tokens = fake.golden_rows(bundle.golden(), 8)
     backend.embed(pixels, tokens)
     state.events.clear()
     backend.embed(pixels, tokens)
@@ -294,7 +282,7 @@ def test_tokens_do_not_pass_through_the_host(state: Any, backend: TensorRtBacken
 def test_small_shapes_become_cuda_graphs_when_they_come_again(
     state: Any, backend: TensorRtBackend, bundle: Bundle
 ) -> None:
-    pixels, (ids, mask) = rows(bundle.golden(), 2)
+    pixels, (ids, mask) = fake.golden_rows(bundle.golden(), 2)
     backend.embed(pixels, None)
     assert "capture" not in state.events
     backend.embed(pixels, None)
@@ -310,7 +298,7 @@ def test_small_shapes_become_cuda_graphs_when_they_come_again(
     # A large one never is.
     state.events.clear()
     for _ in range(3):
-        backend.embed(rows(bundle.golden(), 8)[0], None)
+        backend.embed(fake.golden_rows(bundle.golden(), 8)[0], None)
     assert "capture" not in state.events
 
 
@@ -321,10 +309,12 @@ def test_old_cuda_graphs_make_room(
     golden = bundle.golden()
     for count in (1, 1, 2, 2, 1, 3, 3, 1):
         np.testing.assert_allclose(
-            backend.embed(rows(golden, count)[0], None), on_the_host(bundle, rows(golden, count)[0], None), atol=5e-3
+            backend.embed(fake.golden_rows(golden, count)[0], None),
+            on_the_host(bundle, fake.golden_rows(golden, count)[0], None),
+            atol=5e-3,
         )
     assert state.events.count("capture") == 3
-    backend.embed(rows(golden, 2)[0], None)
+    backend.embed(fake.golden_rows(golden, 2)[0], None)
     assert state.events.count("capture") == 4
 
 
@@ -335,14 +325,14 @@ def test_what_cannot_be_captured_still_runs(
     # Not caplog: libraries of other tests configure logging for the whole process.
     monkeypatch.setattr(logging.getLogger("uniecs.tensorrt"), "warning", lambda text, *_: said.append(text))
     state.capturable = False
-    pixels, tokens = rows(bundle.golden(), 2)
+    pixels, tokens = fake.golden_rows(bundle.golden(), 2)
     for _ in range(4):
         np.testing.assert_allclose(backend.embed(pixels, tokens), on_the_host(bundle, pixels, tokens), atol=5e-3)
     assert [text.split(":")[0] for text in said] == ["going on without CUDA graphs, which only costs time"]
 
 
 def test_an_absent_side_is_zero_whatever_ran_before(backend: TensorRtBackend, bundle: Bundle) -> None:
-    pixels, tokens = rows(bundle.golden(), 4)
+    pixels, tokens = fake.golden_rows(bundle.golden(), 4)
     alone = backend.embed(pixels, None)
     backend.embed(pixels[::-1], (tokens[0][::-1], tokens[1][::-1]))
     np.testing.assert_array_equal(backend.embed(pixels, None), alone)
@@ -368,7 +358,7 @@ def test_each_graph_runs_alone(backend: TensorRtBackend, bundle: Bundle) -> None
 
 
 def test_inputs_that_do_not_fit_are_errors_and_harm_nothing(backend: TensorRtBackend, bundle: Bundle) -> None:
-    pixels, (ids, mask) = rows(bundle.golden(), 2)
+    pixels, (ids, mask) = fake.golden_rows(bundle.golden(), 2)
     with pytest.raises(BackendError, match="pixel_values has shape"):
         backend.embed(pixels[..., :5], None)
     with pytest.raises(BackendError, match="text_length is 17"):
@@ -385,7 +375,7 @@ def test_inputs_that_do_not_fit_are_errors_and_harm_nothing(backend: TensorRtBac
 def test_a_failed_run_is_an_error_and_costs_its_worker_only(
     backend: TensorRtBackend, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels, _ = rows(bundle.golden(), 8)
+    pixels, _ = fake.golden_rows(bundle.golden(), 8)
     backend.embed(pixels, None)
     worker = backend._idle[0]
     context = worker._contexts["fusion"]

@@ -55,12 +55,6 @@ std::string read(const fs::path& path) {
     return data;
 }
 
-std::string sha256(const std::string& data) {
-    Sha256 digest;
-    digest.update(data.data(), data.size());
-    return digest.hexadecimal();
-}
-
 // As Python's repr: the shortest digits that give the number back.
 std::string number(double value) {
     char text[32];

@@ -23,12 +23,6 @@ constexpr int RECIPE = 1;           // as in engine_cache.py
 constexpr std::size_t DIGITS = 16;  // of the digest, in a file's name
 constexpr const char* REMEDY = ": run `uniecs build BUNDLE` on this machine";
 
-std::string digest_of(std::string_view data) {
-    Sha256 digest;
-    digest.update(data.data(), data.size());
-    return digest.hexadecimal();
-}
-
 std::string array(const Profile::Sizes& sizes) {
     return "[" + std::to_string(sizes[0]) + "," + std::to_string(sizes[1]) + "," + std::to_string(sizes[2]) +
            "]";
@@ -133,7 +127,7 @@ std::string EngineKey::json() const {
 }
 
 fs::path EngineKey::path(const fs::path& cache) const {
-    return cache / "tensorrt" / model_id / (graph + "-" + digest_of(json()).substr(0, DIGITS) + ".engine");
+    return cache / "tensorrt" / model_id / (graph + "-" + sha256(json()).substr(0, DIGITS) + ".engine");
 }
 
 fs::path engine_folder() {
@@ -168,7 +162,7 @@ std::string load_engine(const fs::path& cache, const EngineKey& key) {
         throw EngineMismatchError(path.string() + " holds another engine; it differs in " +
                                   joined(differing) + REMEDY);
     data.erase(0, header.end);
-    if (digest_of(data) != header.sha256)
+    if (sha256(data) != header.sha256)
         throw EngineMismatchError(path.string() + " is damaged, its checksum differs" + REMEDY);
     return data;
 }

@@ -90,14 +90,15 @@ class TensorRtBackend : public Backend {
             throw BundleError("bundle " + bundle.model_id + " does not give the shape of image_tokens");
         const FirstGpu first;
         const Machine machine = this_machine();
+        const std::filesystem::path folder = engine_folder();
         const auto engine = [&](const char* graph) {
             const EngineKey key{bundle.model_id, graph, machine, engines_.profile};
-            const std::string data = load_engine(engine_folder(), key);
+            const std::string data = load_engine(folder, key);
             std::unique_ptr<nvinfer1::ICudaEngine> made(
                 runtime_->deserializeCudaEngine(data.data(), data.size()));
             if (!made)
                 throw BackendError("TensorRT " + machine.tensorrt + " cannot load " +
-                                   key.path(engine_folder()).string() + logger_.last() +
+                                   key.path(folder).string() + logger_.last() +
                                    ": run `uniecs build BUNDLE` on this machine");
             return made;
         };

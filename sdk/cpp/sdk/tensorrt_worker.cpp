@@ -166,7 +166,7 @@ void Worker::enqueue(const Job& job, const Contexts& contexts) const {
 
 // The CUDA graph of a job: captured when it comes for the second time, nullptr before.
 const Worker::Captured* Worker::graph_of(const Job& job) {
-    const auto same = [&](const Captured& each) { return !(each.job < job) && !(job < each.job); };
+    const auto same = [&](const Captured& each) { return each.job == job; };
     const auto found = std::find_if(captured_.begin(), captured_.end(), same);
     if (found != captured_.end()) {
         captured_.splice(captured_.begin(), captured_, found);

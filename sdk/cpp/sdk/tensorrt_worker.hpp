@@ -45,10 +45,9 @@ class Worker {
         bool image, text;
         std::size_t size, tokens;  // tokens: of the text mask, 1 without a text
 
-        bool operator<(const Job& other) const {
-            return std::tie(image, text, size, tokens) <
-                   std::tie(other.image, other.text, other.size, other.tokens);
-        }
+        auto parts() const { return std::tie(image, text, size, tokens); }
+        bool operator<(const Job& other) const { return parts() < other.parts(); }
+        bool operator==(const Job& other) const { return parts() == other.parts(); }
     };
 
     using Context = std::unique_ptr<nvinfer1::IExecutionContext>;

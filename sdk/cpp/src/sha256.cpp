@@ -66,4 +66,10 @@ void Sha256::block(const unsigned char* data) {
     for (int i = 0; i < 8; ++i) state_[static_cast<std::size_t>(i)] += added[i];
 }
 
+std::string sha256(std::string_view data) {
+    Sha256 digest;
+    digest.update(data.data(), data.size());
+    return digest.hexadecimal();
+}
+
 }  // namespace uniecs

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace uniecs {
 
@@ -21,5 +22,8 @@ class Sha256 {
     std::array<unsigned char, 64> rest_{};
     std::uint64_t bytes_ = 0;
 };
+
+// The digest of all of `data`, in hexadecimal digits.
+std::string sha256(std::string_view data);
 
 }  // namespace uniecs
