@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -53,28 +55,40 @@ def tokenizer_json() -> bytes:
     return tokenizer.to_str().encode()
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a file's lock; another process waits."""
+    import fcntl
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Builds sdk/cpp whole with some options of CMake, the same ones once; returns the folder of the programs."""
-    folders: dict[tuple[str, ...], Path] = {}
+    """Builds sdk/cpp with some options of CMake, whole or some targets, once; returns the folder of the programs."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # pytest's processes share their builds
 
-    def build(*options: str) -> Path:
+    def build(*options: str, targets: Sequence[str] = ()) -> Path:
         cmake = shutil.which("cmake")
         if cmake is None:
             pytest.skip("cmake is not installed")
-        if options not in folders:
-            folder = tmp_path_factory.mktemp("cpp")
-            source = Path(__file__).parents[1] / "sdk" / "cpp"
-            for command in (
-                [cmake, "-S", str(source), "-B", str(folder), *options],
-                [cmake, "--build", str(folder), "--parallel", "2"],
-            ):
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if "UNIECS_SDK needs" in done.stderr:
-                    pytest.skip("libraries of the C++ SDK are not installed: see CONTRIBUTING.md")
-                assert done.returncode == 0, done.stdout + done.stderr
-            folders[options] = folder
-        return folders[options]
+        folder = shared / f"cpp-{crc32(repr((options, targets)).encode()):08x}"
+        with locked(folder.with_suffix(".lock")):
+            if not (folder / "built").exists():
+                source = Path(__file__).parents[1] / "sdk" / "cpp"
+                for command in (
+                    [cmake, "-S", str(source), "-B", str(folder), *options],
+                    [cmake, "--build", str(folder), "--parallel", "2", *(["--target", *targets] if targets else [])],
+                ):
+                    done = subprocess.run(command, capture_output=True, text=True, check=False)
+                    if "UNIECS_SDK needs" in done.stderr:
+                        pytest.skip("libraries of the C++ SDK are not installed: see CONTRIBUTING.md")
+                    assert done.returncode == 0, done.stdout + done.stderr
+                (folder / "built").touch()
+        return folder
 
     return build
 

@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "cpp"
-pytestmark = pytest.mark.timeout(600)  # the first test builds the SDK
 
 
 def test_latency_finds_the_same_in_both_languages(cpp_sdk_build: Path, tiny_bundle: Path, tmp_path: Path) -> None:

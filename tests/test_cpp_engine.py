@@ -26,7 +26,6 @@ from uniecs.engine import Query, SearchEngine
 
 cpp = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cpp_sdk.py"))))
 VIEWS = ("multimodal", "text")
-pytestmark = pytest.mark.timeout(600)  # the first test builds the SDK
 
 
 WHERES: list[dict[str, Any]] = [

@@ -25,7 +25,6 @@ from uniecs.catalog import Product
 from uniecs.engine import SearchEngine
 
 cpp = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cpp_sdk.py"))))
-pytestmark = pytest.mark.timeout(600)  # the first test builds the SDK
 
 
 def test_the_search_example_runs(cpp_sdk_build: Path, tiny_bundle: Path, tiny_encoder: Any, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ def fuzzers(cpp_build: Callable[..., Path]) -> Path:
     return cpp_build("-DUNIECS_FUZZ=ON", "-DBUILD_TESTING=OFF")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("folder", FUZZERS)
 def test_a_corpus_has_no_finding(fuzzers: Path, folder: str) -> None:
     program = fuzzers / f"{FUZZERS[folder]}_fuzzer"

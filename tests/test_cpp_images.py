@@ -188,7 +188,6 @@ def images() -> dict[str, bytes]:
     return {name: data for name, data in files.image_files().items() if name not in NOT_READ}
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("p", [P, WIDE])
 def test_files_of_every_kind_give_the_same_bits(
     plain: Path, tmp_path: Path, images: dict[str, bytes], p: Preprocessing
@@ -203,7 +202,6 @@ def test_files_of_every_kind_give_the_same_bits(
     assert len(seen) >= 600, "the comparison does not notice a factor that is off by a bit"
 
 
-@pytest.mark.timeout(600)
 def test_damaged_files_give_the_same_outcome_and_never_crash(
     sanitized: Path, tmp_path: Path, images: dict[str, bytes]
 ) -> None:

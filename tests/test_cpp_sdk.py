@@ -52,7 +52,6 @@ def pairs() -> list[Pair]:
     return [(text, None) for text in texts] + [(None, image) for image in photos] + both
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("bundle", ["mini", "tiny"])
 def test_embeddings_are_pythons(sdk: Any, bundle: str, request: pytest.FixtureRequest) -> None:
     folder = packaged_bundle("mini") if bundle == "mini" else request.getfixturevalue("tiny_bundle")
@@ -70,7 +69,6 @@ def test_embeddings_are_pythons(sdk: Any, bundle: str, request: pytest.FixtureRe
     sdk.c.uniecs_encoder_free(encoder)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_low_precisions_are_pythons(sdk: Any, precision: str) -> None:
     folder, items = packaged_bundle("mini"), pairs()
@@ -88,7 +86,6 @@ def test_low_precisions_are_pythons(sdk: Any, precision: str) -> None:
     sdk.c.uniecs_encoder_free(encoder)
 
 
-@pytest.mark.timeout(600)
 def test_golden_texts(sdk: Any) -> None:
     folder = packaged_bundle("mini")
     bundle = open_bundle(folder)
@@ -101,7 +98,6 @@ def test_golden_texts(sdk: Any) -> None:
     sdk.c.uniecs_encoder_free(encoder)
 
 
-@pytest.mark.timeout(600)
 def test_many_threads_share_an_encoder(sdk: Any, tiny_bundle: Path) -> None:
     encoder = sdk.load(tiny_bundle)
     items = pairs()
@@ -123,7 +119,6 @@ def test_many_threads_share_an_encoder(sdk: Any, tiny_bundle: Path) -> None:
     sdk.c.uniecs_encoder_free(encoder)
 
 
-@pytest.mark.timeout(600)
 def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     encoder = sdk.load(tiny_bundle)
     for item, status, message in (
@@ -162,7 +157,6 @@ def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path
         assert refused(copy) == BUNDLE
 
 
-@pytest.mark.timeout(600)
 def test_the_example_runs(cpp_sdk_build: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(photo(0, (300, 400), "JPEG"))
     likeness = str(cpp_sdk_build / "likeness")

@@ -34,7 +34,6 @@ from uniecs.local_index import LocalIndex
 from uniecs.store import Store
 
 cpp = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cpp_sdk.py"))))
-pytestmark = pytest.mark.timeout(600)  # the first test builds the SDK
 
 
 def numbers_in_words() -> list[str]:

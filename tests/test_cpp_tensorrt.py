@@ -34,7 +34,6 @@ fake = SimpleNamespace(**runpy.run_path(str(HERE / "fake_bundle.py")))
 stand_ins = SimpleNamespace(**runpy.run_path(str(HERE / "fake_tensorrt.py")))
 Array = np.ndarray[Any, Any]
 Given = tuple[Array | None, tuple[Array, Array] | None]
-pytestmark = pytest.mark.timeout(600)  # the first test builds
 
 
 def cuda_headers() -> Path:
@@ -67,12 +66,8 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def program(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(libraries: Path, cpp_build: Callable[..., Path]) -> Path:
     """sdk/cpp/tests/tensorrt_embed.cpp, built as with TensorRT's own headers."""
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("cmake is not installed")
-    folder = tmp_path_factory.mktemp("cpp")
     paths = {
         "TENSORRT_INCLUDE_DIR": FAKES,
         "TENSORRT_LIBRARY": libraries / "libnvinfer.so",
@@ -80,13 +75,7 @@ def program(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "CUDART_LIBRARY": libraries / "libnvinfer.so",
     }
     options = ["-DUNIECS_TENSORRT=ON", *(f"-D{name}={path}" for name, path in paths.items())]
-    for command in (
-        [cmake, "-S", str(SOURCE), "-B", str(folder), *options],
-        [cmake, "--build", str(folder), "--target", "tensorrt_embed", "--parallel", "2"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "tensorrt_embed"
+    return cpp_build(*options, targets=("tensorrt_embed",)) / "tensorrt_embed"
 
 
 @pytest.fixture

@@ -242,7 +242,6 @@ def ids(folder: Path, json_path: Path, max_tokens: int, texts: list[str]) -> lis
     return [[int(number) for number in line.split()] for line in result.stdout.decode().splitlines()]
 
 
-@pytest.mark.timeout(600)
 def test_sanitizers_find_nothing(cpp_build: Callable[..., Path]) -> None:
     folder = cpp_build("-DUNIECS_SANITIZE=address,undefined")
     result = subprocess.run([folder / "json_test"], capture_output=True, text=True, check=False)

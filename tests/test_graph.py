@@ -280,7 +280,6 @@ def test_searches_beside_changes_see_whole_changes() -> None:
     assert not wrong
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_the_stress_test_is_clean_under_sanitizers(cpp_build: Callable[..., Path], sanitizer: str) -> None:
     folder = cpp_build(f"-DUNIECS_SANITIZE={sanitizer}")
