@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from uniecs.config import ModelConfig
+from uniecs.export.attention import simplify_attention
 from uniecs.trainer.model import UniECS
 
 OPSET = 18
@@ -118,6 +119,7 @@ def export_graph(model: UniECS, name: str) -> onnx.ModelProto:
         optimizer.fold_constants(program.model, input_size_limit=1 << 40, output_size_limit=1 << 40)
         optimizer.optimize(program.model)
     model_proto = _stripped(program.model_proto)
+    simplify_attention(model_proto.graph)
     if name != "image_encoder":
         guard_attention(model_proto.graph)
     return model_proto

@@ -23,6 +23,7 @@ from uniecs.bundle import open_bundle  # noqa: E402
 from uniecs.config import MODELS, ImageEncoderConfig, ModelConfig, Preprocessing, TextEncoderConfig  # noqa: E402
 from uniecs.errors import BundleError, CheckpointError, ConfigError, ParityError  # noqa: E402
 from uniecs.export import bundle_export  # noqa: E402
+from uniecs.export.attention import simplify_attention  # noqa: E402
 from uniecs.export.bundle_export import export_bundle, parity_feeds  # noqa: E402
 from uniecs.export.golden import ROWS, draw_picture  # noqa: E402
 from uniecs.export.graphs import export_graph, graph_specs  # noqa: E402
@@ -113,6 +114,36 @@ def test_an_absent_buffer_may_hold_anything(tiny_bundle: Path, backend: str) -> 
         feed[name][golden["modality_indicator"][:, column] == 0] = np.nan
     embedding = create_backend(bundle, backend, device="cpu", precision="fp32").run("fusion", feed)
     np.testing.assert_allclose(embedding, golden["embedding"], atol=1e-5)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_attention_computes_no_shapes(tiny_bundle: Path, graph: str) -> None:
+    """Keys are transposed in one step, and every Reshape knows its shape."""
+    nodes = onnx.load(tiny_bundle / f"{graph}.onnx").graph
+    constants = {each.name for each in nodes.initializer}
+    reshapes = [node for node in nodes.node if node.op_type == "Reshape"]
+    keys = [n for n in nodes.node if n.op_type == "Transpose" and list(n.attribute[0].ints) == [0, 1, 3, 2]]
+    assert len(keys) == sum(node.op_type == "Softmax" for node in nodes.node) > 0
+    assert reshapes and all(node.input[1] in constants for node in reshapes)
+
+
+def test_what_is_no_attention_stays_as_it_is() -> None:
+    """Scaled factors of a product, and a Reshape whose first axis is a constant."""
+    graph = onnx.parser.parse_graph(
+        """
+        g (float[n, m, 4] a, float[n, 4, m] b, int64[1] size) => (float[n, m, m] c, float[4, n, k] d)
+        <float s = {2.0}, int64[1] four = {4}> {
+            as = Mul(a, s)
+            bs = Mul(b, s)
+            c = MatMul(as, bs)
+            shape = Concat<axis = 0>(four, size, four)
+            d = Reshape(a, shape)
+        }
+        """
+    )
+    before = graph.SerializeToString(deterministic=True)
+    simplify_attention(graph)
+    assert graph.SerializeToString(deterministic=True) == before
 
 
 def test_a_first_run_with_one_token_spoils_no_later_run(tmp_path: Path) -> None:
