@@ -47,7 +47,7 @@ def _keys(node: onnx.NodeProto, makers: Nodes, scalars: dict[str, float]) -> str
     factors = [makers.get(each) for each in node.input]
     if not all(each is not None and each.op_type == "Mul" and each.input[1] in scalars for each in factors):
         return None
-    name = makers[node.input[1]].input[0]
+    name: str = makers[node.input[1]].input[0]
     for step in ("Reshape", "Transpose", "Reshape"):
         if name not in makers or makers[name].op_type != step:
             return None
