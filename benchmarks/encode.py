@@ -2,10 +2,11 @@
 
     python benchmarks/encode.py [--rounds 60] [--threads 2] [--base FOLDER] [--out FILE.json]
 
-Everything is measured on the shipped `mini` and on `base` with random weights, exported once to --base (minutes,
-0.8 GB). All contenders of a figure take turns, so that a slow moment of the machine meets all; figures are medians, and
-ratios of them. The process is confined to --threads CPUs, which the engines' defaults then use as well. A variant that
-a bundle lacks (int8) is left out. Needs `uniecs[train,export,bench]`, and a machine that does nothing else.
+Everything is measured on the shipped `mini` and on a bundle of `base`'s sizes: the folder --base, or where there is
+none random weights, exported to it once (minutes, 0.8 GB). All contenders of a figure take turns, so that a slow moment
+of the machine meets all; figures are medians, and ratios of them. The process is confined to --threads CPUs, which the
+engines' defaults then use as well. A variant that a bundle lacks (int8) is left out; docs/serving.md says how `base`
+gets it. Needs `uniecs[train,export,bench]`, and a machine that does nothing else.
 """
 
 from __future__ import annotations
