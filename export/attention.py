@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 from onnx import helper, numpy_helper
 
@@ -13,11 +15,12 @@ def simplify_attention(graph: onnx.GraphProto) -> None:
 
     Keys are transposed in one step, not by reshape, transpose and reshape to computed shapes; the queries alone are
     scaled, by s, not queries and keys by sqrt(s); and a Reshape keeps the leading axes of its input (0), and computes
-    no shape. What does not look so stays as it is.
+    no shape. What does not look so stays as it is. That batch and length are the input's own leading axes is how torch
+    exports; the comparison of each graph with torch at several sizes would tell otherwise.
     """
     makers = {output: node for node in graph.node for output in node.output}
-    small = (each for each in graph.initializer if sum(each.dims) <= 1)
-    scalars = {each.name: float(numpy_helper.to_array(each).reshape(())) for each in small}
+    single = (each for each in graph.initializer if math.prod(each.dims) == 1)
+    scalars = {each.name: float(numpy_helper.to_array(each).item()) for each in single}
     transposed: Nodes = {}
     for node in graph.node:
         keys = _keys(node, makers, scalars)

@@ -174,6 +174,6 @@ def test_places_of_points() -> None:
     left, bottom = charts.LEFT, charts.HEIGHT - charts.BOTTOM
     assert places == [(left, bottom), (charts.WIDTH - charts.RIGHT, charts.TOP)]
     assert charts.line_chart("t", Axis("x"), Axis("y"), [Series("s", [])]) == ""
-    bars = charts.bar_chart("t", [Bar("a", [("p", 1, 0), ("q", 3, 1)], "4")], Axis("ms", high=4))
+    bars = charts.bar_chart("t", [Bar("a", [("p", 1, 0), ("q", 3, 1)], "4")], "ms")
     boxes = ElementTree.fromstring(re.findall(r"<svg.*</svg>", bars)[0]).findall("rect")
     assert float(boxes[1].attrib["width"]) == pytest.approx(3 * float(boxes[0].attrib["width"]), abs=0.2)

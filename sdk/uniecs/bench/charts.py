@@ -115,7 +115,7 @@ def line_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     return _figure(title, "".join(parts), HEIGHT, _legend([(each.name, each.colour, each.dashed) for each in series]))
 
 
-def bar_chart(title: str, bars: Sequence[Bar], axis: Axis) -> str:
+def bar_chart(title: str, bars: Sequence[Bar], label: str) -> str:
     """Horizontal bars of one or several parts; empty text without bars."""
     if not bars:
         return ""
@@ -124,7 +124,7 @@ def bar_chart(title: str, bars: Sequence[Bar], axis: Axis) -> str:
     height = TOP + len(bars) * (BAR_HEIGHT + BAR_GAP) + BOTTOM
     width = WIDTH - RIGHT - left
     room = width / max(width - 12 - 7 * max(len(bar.text) for bar in bars), width / 2)  # for the texts behind them
-    across = _Scale(Axis(axis.label, low=0, high=max(longest) * room), [], left, WIDTH - RIGHT)
+    across = _Scale(Axis(label, low=0, high=max(longest) * room), [], left, WIDTH - RIGHT)
     bottom = height - BOTTOM
     parts = [
         f'<line class="grid" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="{TOP}" y2="{bottom}"/>'
@@ -132,7 +132,7 @@ def bar_chart(title: str, bars: Sequence[Bar], axis: Axis) -> str:
         for tick in across.ticks
     ]
     parts += [_bar(bar, across, left, TOP + place * (BAR_HEIGHT + BAR_GAP) + 4) for place, bar in enumerate(bars)]
-    parts.append(_label(axis.label, (left + WIDTH - RIGHT) / 2, height - 8))
+    parts.append(_label(label, (left + WIDTH - RIGHT) / 2, height - 8))
     names = dict.fromkeys((name, colour, False) for bar in bars for name, _, colour in bar.parts if name)
     return _figure(title, "".join(parts), height, _legend(list(names)) if len(names) > 1 else "")
 

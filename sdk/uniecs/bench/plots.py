@@ -62,7 +62,7 @@ def breakdown(results: Results) -> list[str]:
             parts += [("index", search[0], STEP_COLOUR["index"])] if search else []
             whole = p50(each)
             bars.append(Bar(precision or "", parts, f"{figure(whole)} ms", [("whole query", whole)]))
-        charts.append(bar_chart(f"A query by {kind}", bars, Axis("ms")))
+        charts.append(bar_chart(f"A query by {kind}", bars, "ms"))
     return charts
 
 
@@ -176,7 +176,7 @@ def fractions(results: Results) -> list[str]:
             for each in results.graphs
             if each["batch"] == batch
         ]
-        charts.append(bar_chart(f"Share of the floor, batch {batch}", bars, Axis("floor over time")))
+        charts.append(bar_chart(f"Share of the floor, batch {batch}", bars, "floor over time"))
     return charts
 
 
@@ -198,7 +198,7 @@ def index_recall(sets: Mapping[str, Any]) -> list[tuple[str, Axis, Axis, list[Se
     return charts
 
 
-def peer_ratios(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Bar], Axis]]:
+def peer_ratios(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Bar], str]]:
     """For each kind of work the time of each peer over ours, with its interval as marks."""
     charts = []
     for work in dict.fromkeys(row["work"] for row in rows):
@@ -212,5 +212,5 @@ def peer_ratios(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Bar],
             for row in rows
             if row["work"] == work and row.get("ratio")
         ]
-        charts.append((work, bars, Axis("the peer's time over ours")))
+        charts.append((work, bars, "the peer's time over ours"))
     return charts
