@@ -261,14 +261,21 @@ def test_openvino_pins_no_thread_and_keeps_few_requests(bundle: Bundle) -> None:
         made_requests += 1
         return request
 
-    request = SimpleNamespace(infer=lambda inputs, share_inputs: (barrier.wait(30), [inputs])[1])
+    def infer(inputs: Any, share_inputs: bool) -> Any:
+        together.wait(30)  # so many at once, of 12 that call
+        if inputs:
+            raise RuntimeError("a request that fails is given back too")
+        return [inputs]
+
+    request = SimpleNamespace(infer=infer)
     backend._compiled_model = lambda path: SimpleNamespace(create_infer_request=counted)
-    run = backend._compile(bundle.graph_path("fusion"))
-    barrier = threading.Barrier(12)
-    for expected in (12, 12 + 12 - ov_backend.MAX_IDLE):
+    run = backend._compile(bundle.graph_path("text_encoder"))
+    together = threading.Barrier(ov_backend.MAX_REQUESTS)
+    for bad in (False, True, False):
         with ThreadPoolExecutor(12) as pool:
-            list(pool.map(run, [{}] * 12))
-        assert made_requests == expected
+            done = [pool.submit(run, {"input_ids": 0} if bad else {}) for _ in range(12)]
+        assert [each.exception() is not None for each in done] == [bad] * 12
+        assert made_requests == ov_backend.MAX_REQUESTS
 
 
 def test_a_quota_bounds_the_threads(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

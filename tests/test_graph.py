@@ -283,7 +283,7 @@ def test_searches_beside_changes_see_whole_changes() -> None:
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_the_stress_test_is_clean_under_sanitizers(cpp_build: Callable[..., Path], sanitizer: str) -> None:
     folder = cpp_build(f"-DUNIECS_SANITIZE={sanitizer}")
-    for program in ("distance_test", "graph_stress"):
+    for program in ("distance_test", "graph_stress", "item_fusion_test"):
         done = subprocess.run([str(folder / program)], capture_output=True, text=True, check=False)
         if "unexpected memory mapping" in done.stderr:
             pytest.skip("this kernel's address layout is not known to ThreadSanitizer")

@@ -189,7 +189,7 @@ def test_addition_in_place_of_the_gate(gated: UniECS) -> None:
     added = network(configs()["additive"])
     side = added.fusion.image_sides[0]
     assert side.gate is None
-    x, other, indicator = torch.randn(2, 3, 32), torch.randn(2, 4, 32), torch.ones(2, 1, 1)
+    x, other, indicator = torch.randn(2, 3, 64), torch.randn(2, 4, 64), torch.ones(2, 1, 1)
     with torch.no_grad():
         attended = side.norm(side.cross_attention(x, other, None))
         assert gap(side(x, other, None, None, indicator), side.block(x + attended, None)) < TOLERANCE

@@ -1,7 +1,7 @@
-"""The native index core (sdk/cpp/include/uniecs/graph.hpp) and tokenizer (sdk/cpp/src/tokenizer.hpp)."""
+"""The native index core, tokenizer, image path and fusion (sdk/cpp)."""
 
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,12 @@ def pixel_values(
     whole: tuple[int, int] | None = None,
     scale: int = 1,
 ) -> None: ...
+def row_instructions() -> list[str]: ...
+
+class ItemFusion:
+    MAX_TOKENS: ClassVar[int]
+    def __init__(self, arrays: Mapping[str, _Floats], heads: int, instructions: str = "") -> None: ...
+    def embed(self, image_tokens: _Floats | None, text_tokens: _Floats | None) -> _Floats: ...
 
 class Tokenizer:
     def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None: ...

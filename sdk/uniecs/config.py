@@ -227,7 +227,7 @@ MODELS: Mapping[str, ModelConfig] = {
     "tiny": ModelConfig(
         name="tiny",
         preprocessing=Preprocessing(height_px=32, width_px=24, max_tokens=16),
-        embed_dim=32,
+        embed_dim=64,
         image=ImageEncoderConfig(patch_px=8, hidden=32, layers=2, heads=2, intermediate=64),
         text=TextEncoderConfig(hidden=32, layers=2, heads=2, intermediate=64, max_positions=16),
         fusion=FusionConfig(heads=2, mlp_ratio=2),

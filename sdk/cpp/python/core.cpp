@@ -1,5 +1,5 @@
-// uniecs._core: the index core and the tokenizer for Python, nothing but conversions. Numpy arrays in and
-// out, the GIL released.
+// uniecs._core: the index core, the tokenizer, the image path and the fusion for Python, nothing but
+// conversions. Numpy arrays in and out, the GIL released.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -13,7 +13,9 @@
 #include <optional>
 
 #include "../src/distance.hpp"
+#include "../src/item_fusion.hpp"
 #include "../src/resize.hpp"
+#include "../src/row_kernels.hpp"
 #include "../src/tokenizer.hpp"
 #include "uniecs/graph.hpp"
 
@@ -185,15 +187,48 @@ Numpy<std::uint8_t> resize(const Image& image, int width, int height, const std:
     return numpy(std::move(made), {static_cast<std::size_t>(height), static_cast<std::size_t>(width), 3});
 }
 
+uniecs::NamedArrays named(const nb::dict& arrays) {
+    uniecs::NamedArrays made;
+    for (const auto& [name, value] : arrays) {
+        const auto array = nb::cast<Floats>(value);
+        if (array.ndim() < 1 || array.ndim() > 2)
+            throw std::invalid_argument("an array is neither a vector nor a matrix");
+        const std::size_t rows = array.ndim() == 2 ? array.shape(0) : 1;
+        made[nb::cast<std::string>(name)] = {rows, array.shape(array.ndim() - 1),
+                                             std::vector<float>(array.data(), array.data() + array.size())};
+    }
+    return made;
+}
+
+uniecs::TokenRows token_rows(const std::optional<Floats>& tokens, std::size_t dim) {
+    if (!tokens) return {};
+    if (tokens->ndim() != 2 || tokens->shape(1) != dim)
+        throw std::invalid_argument("tokens are not (count, " + std::to_string(dim) + ")");
+    return {tokens->data(), tokens->shape(0)};
+}
+
+Numpy<float> embed(const uniecs::ItemFusion& self, const std::optional<Floats>& image,
+                   const std::optional<Floats>& text) {
+    const auto image_tokens = token_rows(image, self.embed_dim()),
+               text_tokens = token_rows(text, self.embed_dim());
+    std::vector<float> made(self.embed_dim());
+    {
+        nb::gil_scoped_release release;
+        self.embed(image_tokens, text_tokens, made.data());
+    }
+    return numpy(std::move(made));
+}
+
 }  // namespace
 
 NB_MODULE(_core, module) {
-    module.doc() =
-        "The native index core (sdk/cpp/include/uniecs/graph.hpp) and tokenizer (sdk/cpp/src/tokenizer.hpp).";
+    module.doc() = "The native index core, tokenizer, image path and fusion (sdk/cpp).";
     module.def("instructions", &uniecs::instructions,
                "The vector instructions in use: avx512, avx2 or portable.");
     module.def("resize_instructions", &uniecs::supported_resize_kernels,
                "The vector instructions that `resize` can use here, the fastest first.");
+    module.def("row_instructions", &uniecs::supported_row_kernels,
+               "The vector instructions that `ItemFusion` can use here, the fastest first.");
     module.def("resize", &resize, "image"_a, "width"_a, "height"_a, "instructions"_a = "",
                "whole"_a = nb::none(), "scale"_a = 1);
     module.def("pixel_values", &pixel_values, "image"_a, "out"_a.noconvert(), "mean"_a, "std"_a,
@@ -210,6 +245,18 @@ NB_MODULE(_core, module) {
             "tokenizer_json"_a, "max_tokens"_a)
         .def_prop_ro("vocab_size", &uniecs::Tokenizer::vocab_size)
         .def("encode_batch", &encode_batch, "texts"_a);
+
+    nb::class_<uniecs::ItemFusion>(module, "ItemFusion")
+        .def(
+            "__init__",
+            [](uniecs::ItemFusion* self, const nb::dict& arrays, std::size_t heads,
+               const std::string& instructions) {
+                new (self) uniecs::ItemFusion(named(arrays), heads, instructions);
+            },
+            "arrays"_a, "heads"_a, "instructions"_a = "")
+        .def("embed", &embed, "image_tokens"_a.none(), "text_tokens"_a.none())
+        .def_prop_ro_static("MAX_TOKENS",
+                            [](nb::handle) { return std::size_t{uniecs::ItemFusion::MAX_TOKENS}; });
 
     nb::class_<RowSet>(module, "RowSet")
         .def(

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend.hpp"
+#include "item_fusion_model.hpp"
 #include "openvino_int8.hpp"
 #include "uniecs/errors.hpp"
 
@@ -111,7 +112,8 @@ class OpenVinoBackend : public Backend {
           config_(configuration(core_, precision, threads)),
           image_encoder_(core_, graphs.image_encoder, config_, int8(graphs, "image_encoder")),
           text_encoder_(core_, graphs.text_encoder, config_, int8(graphs, "text_encoder")),
-          fusion_(core_, graphs.fusion, config_, int8(graphs, "fusion")) {}
+          fusion_(core_, graphs.fusion, config_, int8(graphs, "fusion")),
+          fusion_path_(graphs.fusion) {}
 
     void embed(const Batch& batch, float* out) override {
         try {
@@ -124,14 +126,9 @@ class OpenVinoBackend : public Backend {
     }
 
   private:
-    // An absent side is one zero token, which equals any number of them, and its graph does not run.
     void embed_batch(const Batch& batch, float* out) {
-        const std::vector<float> absent(batch.size * embed_dim_);
-        const std::vector<std::int64_t> one(batch.size, 1);
-        ov::Tensor image_tokens = view(absent.data(), {batch.size, 1, embed_dim_}),
-                   text_tokens = image_tokens;
-        ov::Tensor text_mask = view(one.data(), {batch.size, 1});
         std::vector<float> images, texts;  // copies: another call may take the request that made them
+        ov::Tensor image_tokens, text_tokens;
         if (batch.pixel_values)
             image_encoder_.run([&](ov::InferRequest& request) {
                 request.set_tensor("pixel_values",
@@ -139,15 +136,61 @@ class OpenVinoBackend : public Backend {
                 request.infer();
                 image_tokens = copied(request.get_output_tensor(), images);
             });
-        if (batch.input_ids) {
-            text_mask = view(batch.attention_mask, {batch.size, batch.tokens});
+        if (batch.input_ids)
             text_encoder_.run([&](ov::InferRequest& request) {
-                request.set_tensor("input_ids", view(batch.input_ids, {batch.size, batch.tokens}));
-                request.set_tensor("attention_mask", text_mask);
+                const ov::Shape shape{batch.size, batch.tokens};
+                request.set_tensor("input_ids", view(batch.input_ids, shape));
+                request.set_tensor("attention_mask", view(batch.attention_mask, shape));
                 request.infer();
                 text_tokens = copied(request.get_output_tensor(), texts);
             });
+        if (!fuse_items(batch, images, texts, out)) fuse(batch, image_tokens, text_tokens, out);
+    }
+
+    // Few tokens, by the core, item by item; false if there are many, or the fusion is of another kind.
+    bool fuse_items(const Batch& batch, const std::vector<float>& images, std::vector<float>& texts,
+                    float* out) {
+        std::call_once(item_fusion_read_,
+                       [&] { item_fusion_ = item_fusion(core_.read_model(fusion_path_)); });
+        const std::size_t length = batch.input_ids ? batch.tokens : 0,
+                          image_count = images.size() / embed_dim_ / batch.size;
+        if (!item_fusion_ || item_fusion_->embed_dim() != embed_dim_ ||
+            texts.size() != batch.size * length * embed_dim_ ||
+            images.size() != batch.size * image_count * embed_dim_)
+            return false;  // the graph says what is wrong
+        std::size_t tokens = batch.size * image_count;
+        for (std::size_t row = 0; row < batch.size && length; ++row) {
+            const std::size_t seen = seen_in(batch, row);
+            if (!seen) return false;
+            tokens += seen;
         }
+        if (tokens > ItemFusion::MAX_TOKENS) return false;
+        for (std::size_t row = 0; row < batch.size; ++row) {
+            float* text = texts.data() + row * length * embed_dim_;
+            for (std::size_t i = 0, kept = 0; i < length; ++i)  // drops the padding
+                if (batch.attention_mask[row * length + i] != 0)
+                    std::copy_n(text + i * embed_dim_, embed_dim_, text + kept++ * embed_dim_);
+            item_fusion_->embed({images.data() + row * image_count * embed_dim_, image_count},
+                                {text, length ? seen_in(batch, row) : 0}, out + row * embed_dim_);
+        }
+        return true;
+    }
+
+    static std::size_t seen_in(const Batch& batch, std::size_t row) {
+        const auto* mask = batch.attention_mask + row * batch.tokens;
+        return batch.tokens - static_cast<std::size_t>(std::count(mask, mask + batch.tokens, 0));
+    }
+
+    // By the graph. An absent side is one zero token, which equals any number of them.
+    void fuse(const Batch& batch, ov::Tensor image_tokens, ov::Tensor text_tokens, float* out) {
+        const std::vector<float> absent(batch.size * embed_dim_);
+        const std::vector<std::int64_t> one(batch.size, 1);
+        ov::Tensor text_mask = view(one.data(), {batch.size, 1});
+        if (batch.input_ids)
+            text_mask = view(batch.attention_mask, {batch.size, batch.tokens});
+        else
+            text_tokens = view(absent.data(), {batch.size, 1, embed_dim_});
+        if (!batch.pixel_values) image_tokens = view(absent.data(), {batch.size, 1, embed_dim_});
         std::vector<float> indicator;
         for (std::size_t row = 0; row < batch.size; ++row) {
             indicator.push_back(batch.pixel_values ? 1.0f : 0.0f);
@@ -180,6 +223,9 @@ class OpenVinoBackend : public Backend {
     std::size_t embed_dim_;
     ov::AnyMap config_;
     CompiledGraph image_encoder_, text_encoder_, fusion_;
+    std::string fusion_path_;
+    std::once_flag item_fusion_read_;
+    std::optional<ItemFusion> item_fusion_;
 };
 
 }  // namespace

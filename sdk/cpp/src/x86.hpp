@@ -10,4 +10,13 @@
 #endif
 #include <cpuid.h>
 #include <immintrin.h>
+
+namespace uniecs {
+
+inline bool has_f16c() {  // clang 14 does not know it by name
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+}  // namespace uniecs
 #endif

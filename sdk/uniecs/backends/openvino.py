@@ -6,26 +6,32 @@ import contextlib
 import platform
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from uniecs._core import ItemFusion
 from uniecs.backends.base import GraphBackend, Inputs, Runner
 from uniecs.backends.compiled_cache import cache_folder, cache_key, read_blob, write_blob
+from uniecs.backends.item_fusion import item_fusion
 from uniecs.backends.openvino_int8 import quantize
 from uniecs.bundle import Bundle
 from uniecs.errors import BackendError, MissingExtraError
 from uniecs.int8_recipe import Int8Recipe, QuantizedInput, check_model, read_recipe
 
+Tokens: TypeAlias = npt.NDArray[np.float32]
+
 _import_lock = threading.Lock()
 TELEMETRY = "openvino_telemetry"
 CPUINFO = Path("/proc/cpuinfo")
-MAX_IDLE = 4
-"""Idle infer requests kept for each graph."""
+MAX_REQUESTS = 4
+"""Infer requests of each graph. OpenVINO runs one at a time; each keeps its last tensors, and making them anew for
+every call costs memory that it does not give back."""
 MAX_PREPARED = 256
 """Kernels kept for each graph, about four for each shape of input; OpenVINO's 5000 take gigabytes."""
 
@@ -117,20 +123,26 @@ class OpenVinoBackend(GraphBackend):
             self._int8 = {bundle.graph_path(graph): inputs for graph, inputs in recipe.graphs.items()}
 
     def _compile(self, path: Path) -> Runner:
+        if path != self._bundle.graph_path("fusion"):
+            return self._graph(path)
+        fusion = item_fusion(self._core.read_model(path))
+        return self._graph(path) if fusion is None else ItemRunner(fusion, partial(self._graph, path))
+
+    def _graph(self, path: Path) -> Runner:
+        """The graph compiled, for as many threads at once as there may be requests; more wait."""
         compiled = self._compiled_model(path)
-        # A request serves one call at a time: a stack of idle ones grows to the number of threads that call
-        # at once, within bounds, as each keeps its last tensors.
+        permits = threading.Semaphore(MAX_REQUESTS)
         idle: list[Any] = []
 
         def run(inputs: Inputs) -> npt.NDArray[Any]:
-            try:
-                request = idle.pop()
-            except IndexError:
-                request = compiled.create_infer_request()
-            try:
-                output: npt.NDArray[Any] = request.infer(dict(inputs), share_inputs=True)[0]
-            finally:
-                if len(idle) < MAX_IDLE:
+            with permits:
+                try:
+                    request = idle.pop()
+                except IndexError:
+                    request = compiled.create_infer_request()
+                try:
+                    output: npt.NDArray[Any] = request.infer(dict(inputs), share_inputs=True)[0]
+                finally:
                     idle.append(request)
             return output
 
@@ -163,3 +175,39 @@ class OpenVinoBackend(GraphBackend):
         if folder is not None:
             write_blob(folder, key, compiled.export_model().getvalue())
         return compiled
+
+
+class ItemRunner:
+    """The fusion: few tokens by the core, item by item; more by the graph, which is compiled when it is first needed.
+
+    The two agree to rounding, which is float32's in the core and that of its precision in the graph.
+    """
+
+    def __init__(self, fusion: ItemFusion, compile_graph: Callable[[], Runner]) -> None:
+        self._fusion = fusion
+        self._compile_graph = compile_graph
+        self._graph: Runner | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Inputs) -> npt.NDArray[Any]:
+        items = _few_tokens(inputs)
+        if items is not None:
+            return np.stack([self._fusion.embed(*each) for each in items])
+        with self._lock:
+            self._graph = self._graph or self._compile_graph()
+        return self._graph(inputs)
+
+
+def _few_tokens(inputs: Inputs) -> list[tuple[Tokens | None, Tokens | None]] | None:
+    """The image and text tokens, (count, D) or None, of each item; None for many tokens, or what the core refuses."""
+    indicator, mask = inputs["modality_indicator"], inputs["text_mask"]
+    if indicator.size > ItemFusion.MAX_TOKENS or not np.isin(indicator, (0, 1)).all():
+        return None
+    items = []
+    for row, (has_image, has_text) in enumerate(indicator):
+        image = inputs["image_tokens"][row] if has_image else None
+        text = inputs["text_tokens"][row][mask[row] != 0] if has_text else None
+        items.append((image, text))
+    counts = [[len(each) for each in item if each is not None] for item in items]
+    usable = all(item and min(item) for item in counts) and sum(map(sum, counts)) <= ItemFusion.MAX_TOKENS
+    return items if usable else None

@@ -1,0 +1,114 @@
+#include "row_kernels.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "half.hpp"
+#include "x86.hpp"
+
+namespace uniecs {
+
+Matrix::Matrix(const float* weights, std::size_t depth, std::size_t columns)
+    : depth_(depth), columns_((columns + PANEL - 1) / PANEL * PANEL), half_(true) {
+    const std::size_t size = depth * columns_;
+    std::vector<std::uint16_t> halves(size);
+    std::vector<float> floats(size);
+    std::size_t place = 0;
+    for (std::size_t panel = 0; panel < columns_; panel += PANEL)
+        for (std::size_t k = 0; k < depth; ++k)
+            for (std::size_t column = panel; column < panel + PANEL; ++column, ++place) {
+                floats[place] = column < columns ? weights[k * columns + column] : 0;
+                half_ = half_ && exact_half(floats[place], halves[place]);
+            }
+    const std::size_t bytes = size * (half_ ? sizeof(std::uint16_t) : sizeof(float));
+    data_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64})));
+    std::memcpy(data_.get(), half_ ? static_cast<const void*>(halves.data()) : floats.data(), bytes);
+}
+
+Columns Matrix::columns(std::size_t first, std::size_t count) const {
+    return {data_.get() + first * depth_ * (half_ ? sizeof(std::uint16_t) : sizeof(float)), half_, depth_,
+            count};
+}
+
+#ifdef UNIECS_X86
+#define UNIECS_KERNELS(instructions) \
+    {instructions, product, layer_norm, blend, gelu, attention, pool, add, mean}
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
+#endif
+namespace avx512 {
+namespace {
+constexpr std::size_t LANES = 16;
+inline __m512 half_lanes(const std::uint16_t* from) {
+    return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(from)));
+}
+#include "row_kernels_body.hpp"
+constexpr RowKernels KERNELS UNIECS_KERNELS("avx512");
+}  // namespace
+}  // namespace avx512
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+namespace avx2 {
+namespace {
+constexpr std::size_t LANES = 8;
+inline __m256 half_lanes(const std::uint16_t* from) {
+    return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(from)));
+}
+#include "row_kernels_body.hpp"
+constexpr RowKernels KERNELS UNIECS_KERNELS("avx2");
+}  // namespace
+}  // namespace avx2
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+std::size_t attention_scratch(std::size_t rows, std::size_t others, std::size_t width) {
+    return (width + rows) * ((others + PANEL - 1) / PANEL * PANEL);
+}
+
+namespace {
+
+std::vector<const RowKernels*> supported() {
+    std::vector<const RowKernels*> found;
+#ifdef UNIECS_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        found.push_back(&avx512::KERNELS);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
+        found.push_back(&avx2::KERNELS);
+#endif
+    return found;
+}
+
+}  // namespace
+
+std::vector<std::string> supported_row_kernels() {
+    std::vector<std::string> names;
+    for (const RowKernels* each : supported()) names.push_back(each->instructions);
+    return names;
+}
+
+const RowKernels* row_kernels(const std::string& instructions) {
+    for (const RowKernels* each : supported())
+        if (instructions.empty() || instructions == each->instructions) return each;
+    return nullptr;
+}
+
+}  // namespace uniecs
