@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "../../sdk/cpp/images/decode.hpp"
+#include "../../sdk/cpp/src/item_fusion.hpp"
 #include "uniecs/uniecs.hpp"
 
 namespace {
@@ -128,6 +129,14 @@ ov::Tensor ov::InferRequest::get_output_tensor() {
         next<ov::Tensor (*)(ov::InferRequest*)>("_ZN2ov12InferRequest17get_output_tensorEv");
     const Timer timer(in_engine);
     return real(this);
+}
+
+// Fusion stands in for a graph of the engine's.
+void uniecs::ItemFusion::embed(const TokenRows& image, const TokenRows& text, float* embedding) const {
+    using Real = void (*)(const ItemFusion*, const TokenRows&, const TokenRows&, float*);
+    static const auto real = next<Real>("_ZNK6uniecs10ItemFusion5embedERKNS_9TokenRowsES3_Pf");
+    const Timer timer(in_engine);
+    real(this, image, text, embedding);
 }
 
 std::vector<float> uniecs::image_pixel_values(Span<const std::uint8_t> file, const ImagePreprocessing& p) {

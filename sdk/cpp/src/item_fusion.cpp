@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
+#include <mutex>
 #include <stdexcept>
 
 #include "row_kernels.hpp"
@@ -100,12 +102,42 @@ std::size_t columns(const NamedArrays& arrays, const std::string& name) {
     return found->second.columns;
 }
 
-// Room for what is computed on the way; each thread keeps its own from call to call.
-float* scratch(std::size_t floats) {
-    thread_local Floats room;
-    if (room.size() < floats) room.resize(floats);
-    return room.data();
-}
+// Room for what is computed on the way, some megabytes for a photo: lent from call to call, as making it anew
+// costs page faults, and not kept by each thread, as a service may have hundreds.
+class Rooms {
+  public:
+    class Lent {
+      public:
+        Lent(Rooms& rooms, std::size_t floats) : rooms_(rooms) {
+            {
+                const std::lock_guard<std::mutex> lock(rooms_.mutex_);
+                if (!rooms_.idle_.empty()) {
+                    room_ = std::move(rooms_.idle_.back());
+                    rooms_.idle_.pop_back();
+                }
+            }
+            if (room_.size() < floats) room_.resize(floats);
+        }
+        ~Lent() {
+            const std::lock_guard<std::mutex> lock(rooms_.mutex_);
+            if (rooms_.idle_.size() < KEPT) rooms_.idle_.push_back(std::move(room_));
+        }
+        Lent(const Lent&) = delete;
+        Lent& operator=(const Lent&) = delete;
+        float* data() { return room_.data(); }
+
+      private:
+        Rooms& rooms_;
+        Floats room_;
+    };
+
+    Rooms() { idle_.reserve(KEPT); }
+
+  private:
+    static constexpr std::size_t KEPT = 8;
+    std::mutex mutex_;
+    std::vector<Floats> idle_;
+};
 
 Floats sum(const Floats& a, const Floats& b) {
     Floats made(a.size());
@@ -124,6 +156,7 @@ struct ItemFusion::Network {
     std::vector<Block> blocks;
     Norm norm;
     Linear head;
+    mutable Rooms rooms;
 
     Network(const NamedArrays& arrays, std::size_t heads, const RowKernels& kernels);
     Side side(const Source& source, const std::string& name) const;
@@ -334,7 +367,8 @@ void ItemFusion::embed(const TokenRows& image, const TokenRows& text, float* emb
     if (!image.count && !text.count) throw std::invalid_argument("an item has neither image nor text tokens");
     const Network& network = *network_;
     const std::size_t dim = network.dim, most = std::max<std::size_t>(2, std::max(image.count, text.count));
-    float *pair = scratch(2 * dim + network.room_for(most, most)), *room = pair + 2 * dim;
+    Rooms::Lent lent(network.rooms, 2 * dim + network.room_for(most, most));
+    float *pair = lent.data(), *room = pair + 2 * dim;
     const TokenRows tokens[] = {image, text};
     for (std::size_t i = 0; i < 2; ++i) {
         float* out = pair + i * dim;

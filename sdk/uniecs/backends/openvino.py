@@ -201,7 +201,7 @@ class ItemRunner:
 def _few_tokens(inputs: Inputs) -> list[tuple[Tokens | None, Tokens | None]] | None:
     """The image and text tokens, (count, D) or None, of each item; None for many tokens, or what the core refuses."""
     indicator, mask = inputs["modality_indicator"], inputs["text_mask"]
-    if indicator.size > ItemFusion.MAX_TOKENS or not np.isin(indicator, (0, 1)).all():
+    if indicator.size > ItemFusion.MAX_TOKENS or not ((indicator == 0) | (indicator == 1)).all():
         return None
     items = []
     for row, (has_image, has_text) in enumerate(indicator):
