@@ -263,7 +263,8 @@ def test_the_gpu_script_calls_the_network_as_the_bundle_does() -> None:
         for kind in ("text", "image", "both"):
             with torch.no_grad():
                 found = model.query(network, kind, 2, torch.float32, "cpu")()
-            assert found.shape == (2, 32) and torch.allclose(found.norm(dim=1), torch.ones(2), atol=1e-5)
+            assert found.shape == (2, network.config.embed_dim)
+            assert torch.allclose(found.norm(dim=1), torch.ones(2), atol=1e-5)
     finally:
         del sys.path[:2]
         for name in ("model", "gate_kernel"):

@@ -135,6 +135,8 @@ def test_what_does_not_fit_is_an_error(tiny_fusion: tuple[Any, Any]) -> None:
         fusion.embed(None, np.zeros((3, DIM + 1), np.float32))
     with pytest.raises(ValueError, match=r"head\.bias"):
         _core.ItemFusion({}, 2)
+    with pytest.raises(ValueError, match="AVX2"):
+        _core.ItemFusion({}, 2, "instructions of another CPU")
     assert np.isnan(fusion.embed(np.full((3, DIM), np.nan, np.float32), tokens(rng, 2))).all()
 
 

@@ -47,11 +47,11 @@ def stage_1(catalog: Path, tmp_path: Path, tiny_checkpoint: Path) -> TrainConfig
         data=DataSettings(catalog=str(catalog), queries=str(tmp_path / "queries.csv")),
         init=InitSettings(tokenizer=str(tiny_checkpoint)),
         optimizer=OptimizerSettings(
-            steps=60,
+            steps=120,
             batch_pairs=6,
             learning_rate=2e-3,
             warmup_steps=5,
-            checkpoint_every=60,
+            checkpoint_every=120,
             precision="fp32",
             losses=("q2t", "q2v"),
             beta=0.0,
