@@ -5,6 +5,8 @@
 #include <openvino/opsets/opset8.hpp>
 #include <stdexcept>
 
+#include "openvino_int8.hpp"
+
 namespace uniecs {
 namespace {
 
@@ -23,12 +25,6 @@ std::string without(const std::string& name, const std::string& end) {
 }
 
 std::string name_of(const ov::Node& node) { return without(node.get_friendly_name(), ".float16"); }
-
-// A constant, also behind a Convert; null for anything else.
-std::shared_ptr<op::Constant> constant(Node node) {
-    if (ov::is_type<op::Convert>(node)) node = node->get_input_node_shared_ptr(0);
-    return ov::as_type_ptr<op::Constant>(node);
-}
 
 // As one vector, or a matrix of two axes, turned if need be.
 NamedArray array(const op::Constant& from, bool turned = false) {
@@ -80,7 +76,7 @@ std::vector<Node> takers(const ov::Node& node) {
 // The third axis that a query is reshaped to, (0, 0, heads, width).
 std::size_t heads_of(const ov::Node& query) {
     for (const Node& reshape : takers<op::Reshape>(query)) {
-        const auto shape = constant(reshape->get_input_node_shared_ptr(1));
+        const auto shape = constant_of(reshape->get_input_node_shared_ptr(1));
         if (shape && ov::shape_size(shape->get_shape()) == 4)
             return static_cast<std::size_t>(std::max<std::int64_t>(0, shape->cast_vector<std::int64_t>()[2]));
     }
@@ -118,7 +114,7 @@ class Reader {
         for (const auto& [product, bias] : {std::pair(first, second), std::pair(second, first)}) {
             const auto matmul = ov::as_type_ptr<op::MatMul>(product);
             if (!matmul || !ends_with(name_of(*bias), ".bias")) continue;
-            const auto weights = constant(matmul->get_input_node_shared_ptr(1));
+            const auto weights = constant_of(matmul->get_input_node_shared_ptr(1));
             if (!weights) continue;
             const std::string layer = without(name_of(*bias), ".bias");
             arrays_[layer + ".weight"] = array(*weights, matmul->get_transpose_b());
@@ -132,7 +128,7 @@ class Reader {
         for (const Node& add : takers<op::Add>(gate))
             for (const Node& product : sources(*add))
                 for (std::size_t i = 0; ov::is_type<op::Multiply>(product) && i < 2; ++i)
-                    if (const auto found = constant(product->get_input_node_shared_ptr(i))) {
+                    if (const auto found = constant_of(product->get_input_node_shared_ptr(i))) {
                         arrays_[name] = array(*found);
                         arrays_[name].rows = 1;
                         arrays_[name].columns = arrays_[name].values.size();

@@ -157,28 +157,25 @@ class OpenVinoBackend : public Backend {
         if (!item_fusion_ || item_fusion_->embed_dim() != embed_dim_ ||
             texts.size() != batch.size * length * embed_dim_ ||
             images.size() != batch.size * image_count * embed_dim_)
-            return false;  // the graph says what is wrong
+            return false;                           // the graph says what is wrong
+        std::vector<std::size_t> seen(batch.size);  // tokens of each text but for its padding
         std::size_t tokens = batch.size * image_count;
         for (std::size_t row = 0; row < batch.size && length; ++row) {
-            const std::size_t seen = seen_in(batch, row);
-            if (!seen) return false;
-            tokens += seen;
+            const auto* mask = batch.attention_mask + row * length;
+            seen[row] = length - static_cast<std::size_t>(std::count(mask, mask + length, 0));
+            if (!seen[row]) return false;
+            tokens += seen[row];
         }
         if (tokens > ItemFusion::MAX_TOKENS) return false;
         for (std::size_t row = 0; row < batch.size; ++row) {
             float* text = texts.data() + row * length * embed_dim_;
-            for (std::size_t i = 0, kept = 0; i < length; ++i)  // drops the padding
+            for (std::size_t i = 0, kept = 0; kept < seen[row]; ++i)
                 if (batch.attention_mask[row * length + i] != 0)
                     std::copy_n(text + i * embed_dim_, embed_dim_, text + kept++ * embed_dim_);
             item_fusion_->embed({images.data() + row * image_count * embed_dim_, image_count},
-                                {text, length ? seen_in(batch, row) : 0}, out + row * embed_dim_);
+                                {text, seen[row]}, out + row * embed_dim_);
         }
         return true;
-    }
-
-    static std::size_t seen_in(const Batch& batch, std::size_t row) {
-        const auto* mask = batch.attention_mask + row * batch.tokens;
-        return batch.tokens - static_cast<std::size_t>(std::count(mask, mask + batch.tokens, 0));
     }
 
     // By the graph. An absent side is one zero token, which equals any number of them.

@@ -25,9 +25,7 @@ ov::Output<ov::Node> fake_quantize(const ov::Output<ov::Node>& of, const std::sh
 
 // The weights (K, N) of a product as float32, however they are stored; null if they are not constant.
 std::shared_ptr<op::Constant> constant_weights(const op::MatMul& product) {
-    std::shared_ptr<ov::Node> node = product.get_input_node_shared_ptr(1);
-    if (ov::is_type<op::Convert>(node)) node = node->get_input_node_shared_ptr(0);
-    auto found = ov::as_type_ptr<op::Constant>(node);
+    auto found = constant_of(product.get_input_node_shared_ptr(1));
     const bool plain =
         found && found->get_shape().size() == 2 && !product.get_transpose_a() && !product.get_transpose_b();
     return plain ? found : nullptr;
@@ -54,6 +52,11 @@ ov::Output<ov::Node> narrow_weights(const op::Constant& stored, const std::vecto
 }
 
 }  // namespace
+
+std::shared_ptr<op::Constant> constant_of(std::shared_ptr<ov::Node> node) {
+    if (ov::is_type<op::Convert>(node)) node = node->get_input_node_shared_ptr(0);
+    return ov::as_type_ptr<op::Constant>(node);
+}
 
 void quantize(const std::shared_ptr<ov::Model>& model, const std::vector<QuantizedInput>& inputs) {
     std::map<std::string, std::shared_ptr<op::MatMul>> products;

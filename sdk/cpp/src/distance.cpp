@@ -221,12 +221,9 @@ std::vector<Kernels> supported_kernels() {
     std::vector<Kernels> found;
 #ifdef UNIECS_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vnni"))
+    if (has_avx512() && __builtin_cpu_supports("avx512vnni"))
         found.push_back({"avx512", dot_float_avx512<F32x16>, dot_float_avx512<F16x16>, dot_i8_avx512});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
-        found.push_back({"avx2", dot_float_avx2<F32x8>, dot_float_avx2<F16x8>, dot_i8_avx2});
+    if (has_avx2()) found.push_back({"avx2", dot_float_avx2<F32x8>, dot_float_avx2<F16x8>, dot_i8_avx2});
 #endif
     found.push_back({"portable", dot_f32_portable, dot_f16_portable, dot_i8_portable});
     return found;

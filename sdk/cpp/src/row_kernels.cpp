@@ -33,49 +33,31 @@ Columns Matrix::columns(std::size_t first, std::size_t count) const {
 }
 
 #ifdef UNIECS_X86
-#define UNIECS_KERNELS(instructions) \
-    {instructions, product, layer_norm, blend, gelu, attention, pool, add, mean}
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
-#endif
+UNIECS_COMPILE_FOR("avx512f,avx512bw,avx512vl,avx512dq")
 namespace avx512 {
 namespace {
 constexpr std::size_t LANES = 16;
+constexpr const char* INSTRUCTIONS = "avx512";
 inline __m512 half_lanes(const std::uint16_t* from) {
     return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(from)));
 }
 #include "row_kernels_body.hpp"
-constexpr RowKernels KERNELS UNIECS_KERNELS("avx512");
 }  // namespace
 }  // namespace avx512
-#ifdef __clang__
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+UNIECS_COMPILE_FOR_ALL
+
+UNIECS_COMPILE_FOR("avx2,fma,f16c")
 namespace avx2 {
 namespace {
 constexpr std::size_t LANES = 8;
+constexpr const char* INSTRUCTIONS = "avx2";
 inline __m256 half_lanes(const std::uint16_t* from) {
     return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(from)));
 }
 #include "row_kernels_body.hpp"
-constexpr RowKernels KERNELS UNIECS_KERNELS("avx2");
 }  // namespace
 }  // namespace avx2
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+UNIECS_COMPILE_FOR_ALL
 #endif
 
 std::size_t attention_scratch(std::size_t rows, std::size_t others, std::size_t width) {
@@ -88,11 +70,8 @@ std::vector<const RowKernels*> supported() {
     std::vector<const RowKernels*> found;
 #ifdef UNIECS_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        found.push_back(&avx512::KERNELS);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
-        found.push_back(&avx2::KERNELS);
+    if (has_avx512()) found.push_back(&avx512::KERNELS);
+    if (has_avx2()) found.push_back(&avx2::KERNELS);
 #endif
     return found;
 }

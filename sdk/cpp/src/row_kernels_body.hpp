@@ -1,6 +1,6 @@
 // The kernels of row_kernels.hpp for one set of instructions: row_kernels.cpp includes this once for each, in
-// a namespace of its own, which defines LANES (floats of a vector) and half_lanes (LANES float16 as floats).
-// No #pragma once.
+// a namespace of its own, which defines LANES (floats of a vector), INSTRUCTIONS (their name) and half_lanes
+// (LANES float16 as floats). No #pragma once.
 
 using Floats = float __attribute__((vector_size(LANES * 4)));
 using Ints = std::int32_t __attribute__((vector_size(LANES * 4)));
@@ -203,3 +203,5 @@ void mean(const float* x, std::size_t rows, std::size_t dim, float* out) {
         store(total / static_cast<float>(rows), out + i);
     }
 }
+
+constexpr RowKernels KERNELS{INSTRUCTIONS, product, layer_norm, blend, gelu, attention, pool, add, mean};

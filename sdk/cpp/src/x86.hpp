@@ -8,14 +8,32 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+// What stands between the two is compiled for the instructions that are named.
+#define UNIECS_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define UNIECS_COMPILE_FOR(instructions) \
+    UNIECS_PRAGMA(clang attribute push(__attribute__((target(instructions))), apply_to = function))
+#define UNIECS_COMPILE_FOR_ALL UNIECS_PRAGMA(clang attribute pop)
+#else
+#define UNIECS_COMPILE_FOR(instructions) \
+    UNIECS_PRAGMA(GCC push_options) UNIECS_PRAGMA(GCC target(instructions))
+#define UNIECS_COMPILE_FOR_ALL UNIECS_PRAGMA(GCC pop_options)
+#endif
 #include <cpuid.h>
 #include <immintrin.h>
 
 namespace uniecs {
 
-inline bool has_f16c() {  // clang 14 does not know it by name
-    unsigned a, b, c = 0, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+inline bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+// With what every CPU with AVX2 has beside it: fused products and sums, and conversions of float16.
+inline bool has_avx2() {
+    unsigned a, b, c = 0, d;  // clang 14 does not know f16c by name
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
 }  // namespace uniecs

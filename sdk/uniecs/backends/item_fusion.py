@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uniecs._core import ItemFusion
+from uniecs.backends.openvino_int8 import constant
 
 NAMED = (".bias", ".weight", "modality_embedding")
 FIRST_QUERY, GATE = "image_sides.0.cross_attention.q", ".gate.linear"
@@ -21,8 +22,8 @@ def item_fusion(model: Any) -> ItemFusion | None:
     each is what meets the bias of its name.
     """
     nodes = model.get_ops()
-    constants = {_name(node): node for node in nodes if node.get_type_name() == "Constant"}
-    arrays = {name: _floats(node) for name, node in constants.items() if name.endswith(NAMED)}
+    named = (node for node in nodes if node.get_type_name() == "Constant" and _name(node).endswith(NAMED))
+    arrays = {_name(node): node.data.astype(np.float32) for node in named}
     heads = 0
     for node in nodes:
         layer, matrix = _linear(node)
@@ -44,16 +45,13 @@ def _name(node: Any) -> str:
     return name.removesuffix(".float16")
 
 
-def _floats(constant: Any) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(constant.data, np.float32)
-
-
 def _linear(node: Any) -> tuple[str, npt.NDArray[np.float32] | None]:
     """The name of a linear layer and its weights (in, out), of the Add of its bias; None for any other node."""
     if node.get_type_name() == "Add":
-        for product, bias in (_sources(node), _sources(node)[::-1]):
+        sources = _sources(node)
+        for product, bias in (sources, sources[::-1]):
             if product.get_type_name() == "MatMul" and _name(bias).endswith(".bias"):
-                weights = _constant(product.input_value(1).get_node())
+                weights = constant(product.input_value(1).get_node())
                 if weights is not None:
                     turned = product.get_attributes()["transpose_b"]
                     return _name(bias).removesuffix(".bias"), np.ascontiguousarray(weights.T) if turned else weights
@@ -78,12 +76,6 @@ def _is_one(node: Any) -> bool:
     return bool(node.get_type_name() == "Constant" and node.data.size == 1 and node.data.item() == 1)
 
 
-def _constant(node: Any) -> npt.NDArray[np.float32] | None:
-    if node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    return _floats(node) if node.get_type_name() == "Constant" else None
-
-
 def _takers(node: Any, kind: str) -> Iterator[Any]:
     takers = (each.get_node() for each in node.output(0).get_target_inputs())
     return (each for each in takers if each.get_type_name() == kind)
@@ -91,7 +83,7 @@ def _takers(node: Any, kind: str) -> Iterator[Any]:
 
 def _heads(query: Any) -> int:
     """The third axis that a query is reshaped to, (0, 0, heads, width)."""
-    shapes = (_constant(each.input_value(1).get_node()) for each in _takers(query, "Reshape"))
+    shapes = (constant(each.input_value(1).get_node()) for each in _takers(query, "Reshape"))
     return next((int(each[2]) for each in shapes if each is not None and len(each) == 4), 0)
 
 
@@ -100,5 +92,5 @@ def _indicated(gate: Any) -> Iterator[npt.NDArray[np.float32]]:
     for add in _takers(gate, "Add"):
         for product in _sources(add):
             if product.get_type_name() == "Multiply":
-                found = (_constant(product.input_value(i).get_node()) for i in (0, 1))
+                found = (constant(product.input_value(i).get_node()) for i in (0, 1))
                 yield from (each.reshape(-1) for each in found if each is not None)

@@ -57,11 +57,16 @@ def _fake_quantize(node: Any, low: Any, high: Any, levels: int) -> Any:
 
 def constant_weights(matmul: Any) -> npt.NDArray[np.float32] | None:
     """The weights (K, N) of an OpenVINO MatMul as float32, however they are stored; None if they are not constant."""
-    node = matmul.input_value(1).get_node()
+    weights = constant(matmul.input_value(1).get_node())
+    transposed = any(matmul.get_attributes().get(side) for side in ("transpose_a", "transpose_b"))
+    return None if weights is None or weights.ndim != 2 or transposed else weights
+
+
+def constant(node: Any) -> npt.NDArray[np.float32] | None:
+    """The value of a constant as float32, however it is stored; None for any other node."""
     if node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
-    transposed = any(matmul.get_attributes().get(side) for side in ("transpose_a", "transpose_b"))
-    if node.get_type_name() != "Constant" or len(node.get_output_shape(0)) != 2 or transposed:
+    if node.get_type_name() != "Constant":
         return None
-    weights: npt.NDArray[np.float32] = node.data.astype(np.float32)
-    return weights
+    value: npt.NDArray[np.float32] = node.data.astype(np.float32)
+    return value
