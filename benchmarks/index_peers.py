@@ -18,7 +18,7 @@ from index_data import DIM, K, Mask, Vectors
 from uniecs._core import Graph, RowSet
 
 M, EF_CONSTRUCTION = 16, 200
-FETCHED = 40  # of a graph that is scored anew; as `uniecs.local_index` has it for ten hits
+FETCHED = 20  # of a graph that is scored anew; as `uniecs.local_index` has it for ten hits
 Places: TypeAlias = npt.NDArray[np.int64]
 Rescore: TypeAlias = Callable[[Vectors, npt.NDArray[np.uint64]], npt.NDArray[np.uint64]]
 

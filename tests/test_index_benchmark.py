@@ -153,11 +153,15 @@ def test_goals_are_ratios_of_the_same_run(bench: SimpleNamespace) -> None:
             "share": 0.1,
             "own": {"recall": 0.94, "qps": ours},
             "at_0.95": {name: {"recall": recall, "qps": qps} for name, (recall, qps) in at.items()},
+            "at_own": {"faiss": {"recall": 0.94, "qps": faiss / 2}},
+            "trial": {"faiss": {"recall": 0.99, "qps": faiss / 4}},
         }
 
     report = {"sets": {"some": {"filtered": [line(200.0, 100.0)]}}, "add": {"per_s": {"engine, full": 4000.0}}}
     verdicts = {goal.what: (goal.value, goal.met()) for goal in bench.index.goals(report)}
     assert verdicts["some: random 10.00%, recall@10 of our plan"] == (0.94, False)
     assert verdicts["some: random 10.00%, QPS of our plan to faiss's of recall 0.950"] == (2.0, True)
+    assert verdicts["some: random 10.00%, QPS of our plan to faiss's of our recall (0.940)"] == (4.0, True)
+    assert verdicts["some: random 10.00%, QPS of our plan to faiss's at ef 128 (0.990)"] == (8.0, True)
     assert verdicts["durable add, products a second: engine, full"] == (4000.0, False)
     assert not any("hnswlib" in what for what in verdicts)

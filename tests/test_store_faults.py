@@ -7,12 +7,14 @@ import random
 import runpy
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from uniecs.catalog import Product
 from uniecs.errors import IndexFileError
 from uniecs.filters import OneOf
 from uniecs.store import Store
+from uniecs.store_format import checksum_of
 
 SCRIPT = Path(__file__).with_name("store_shop.py")
 SHOP = runpy.run_path(str(SCRIPT))
@@ -105,6 +108,18 @@ def test_a_flipped_bit_in_a_product(filled: Path, bit: int) -> None:
     store.put([item("p7", 7)])
     assert store.verify() == [] and len(contents(store)) == 39
     assert store.rows_matching(OneOf("version", (7,))).tolist() == [41]
+
+
+@pytest.mark.parametrize("content", ['{"id":"p7"}', '{"id":"p7"},{"id":"p7"}', '"p7"', '{"id":', ""])
+def test_a_product_that_none_of_ours_wrote(filled: Path, content: str) -> None:
+    """Its checksum holds; what is beside it can still be read."""
+    with closing(sqlite3.connect(filled / "store.sqlite")) as connection, connection:
+        values = (content, checksum_of(8, content.encode()))
+        connection.execute("UPDATE product SET content = ?, checksum = ? WHERE row = 8", values)
+    store = Store.open(filled)
+    with pytest.raises(IndexFileError, match="holds a product that is not valid"):
+        store.products([9, 8, 1])
+    assert store.products([7, 9]).keys() == {7, 9}
 
 
 def test_a_flipped_bit_in_an_attribute(tmp_path: Path) -> None:

@@ -33,9 +33,10 @@ GraphRows: TypeAlias = npt.NDArray[np.uint64]
 
 LOG = "uniecs"
 NO_ROWS: GraphRows = np.zeros(0, np.uint64)
-# Of float16 and int8 graphs so many times k are scored anew with the store's float32 vectors.
-RESCORED = 4
-MIN_RESCORED = 40
+# Of float16 and int8 graphs so many times k are scored anew with the store's float32 vectors; 1.4 times k lost
+# nothing (benchmarks/index.py's vectors).
+RESCORED = 2
+MIN_RESCORED = 20
 # Searches beside changes that spoil them; then one while nothing may change.
 ATTEMPTS = 3
 # A process that only reads looks for changes of the writer so often.
@@ -359,18 +360,17 @@ class LocalIndex:
     def _rescored(self, view: str, queries: Vectors, rows: GraphRows, k: int) -> tuple[GraphRows, Vectors] | None:
         """The best `k` of `rows` (n, any) by the store's vectors; None if the store has not all of them."""
         wanted = np.unique(rows[rows > 0])
-        known = dict(zip(*self._store.vectors(view, wanted.tolist()), strict=True))
+        known, vectors = self._store.vectors(view, wanted.tolist())
         if len(known) < len(wanted):
             return None
         best = np.zeros((len(rows), min(k, rows.shape[1])), np.uint64)
         best_scores = np.full(best.shape, np.nan, np.float32)
         for place, query in enumerate(queries):
-            here = [row for row in rows[place].tolist() if row]
-            if here:
-                scores = np.stack([known[row] for row in here]) @ query
-                order = np.lexsort((here, -scores))[: best.shape[1]]
-                best[place, : len(order)] = np.array(here, np.uint64)[order]
-                best_scores[place, : len(order)] = scores[order]
+            here = rows[place][rows[place] > 0]
+            scores = vectors[np.searchsorted(wanted, here)] @ query
+            order = np.lexsort((here, -scores))[: best.shape[1]]
+            best[place, : len(order)] = here[order]
+            best_scores[place, : len(order)] = scores[order]
         return best, best_scores
 
     def vector(self, id: str, view: str) -> Vectors:

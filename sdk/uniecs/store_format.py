@@ -221,16 +221,19 @@ def product_content(product: Product) -> str:
 def product_of(content: str | bytes) -> Product:
     """The inverse of `product_content`; raises `IndexFileError` for anything else."""
     try:
-        record = json.loads(content)
-        return Product(record["id"], record["title"], record["image"], record["attributes"])
+        return _product(json.loads(content))
     except (ValueError, KeyError, TypeError) as error:
         raise IndexFileError(f"the store holds a product that is not valid ({error}): {content!r:.200}") from error
+
+
+def _product(record: Any) -> Product:
+    return Product(record["id"], record["title"], record["image"], record["attributes"])
 
 
 def read_products(connection: Connection, rows: Sequence[int], path: Path) -> dict[int, Product]:
     """Row -> product, for those of `rows` that hold one; raises `IndexFileError` for a damaged one."""
     query = "SELECT group_concat(row || ' ' || checksum || ' ' || content, char(10)) FROM product WHERE row IN ({})"
-    found: dict[int, Product] = {}
+    contents: dict[int, str] = {}
     try:
         # JSON text has no line break: one text for all, for the reason in `select_rows`.
         for (text,) in select_in(connection, query, rows):
@@ -238,15 +241,18 @@ def read_products(connection: Connection, rows: Sequence[int], path: Path) -> di
                 row, checksum, content = line.split(" ", 2)
                 if checksum_of(int(row), content.encode()) != int(checksum):
                     raise ValueError("wrong checksum")
-                found[int(row)] = product_of(content)
-    except (OperationalError, ValueError) as error:
+                contents[int(row)] = content
+        # One text to parse: half the time of one for each.
+        records = json.loads(f"[{','.join(contents.values())}]")
+        return dict(zip(contents, map(_product, records), strict=True))
+    except (OperationalError, ValueError, KeyError, TypeError) as error:
         for row, content in read_contents(connection, rows):
             if content is None:
                 raise damaged(path, f"the product of row {row}") from error
+            product_of(content)
         if isinstance(error, OperationalError):
             raise
         raise IndexFileError(f"{path} holds a product that is not valid: {error}") from error
-    return found
 
 
 def read_contents(connection: Connection, rows: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:

@@ -28,7 +28,8 @@ class Beam {
     void start(std::size_t ef);
     bool takes(float score) const { return nodes_.size() < ef_ || score > nodes_.back().score; }
     void add(float score, Node node);
-    Node next();  // the nearest node not yet expanded, NO_NODE if there is none
+    Node peek();  // the nearest node not yet expanded, NO_NODE if there is none
+    Node next();  // the same, expanded from now on
     const std::vector<Near>& nodes() const { return nodes_; }
 
   private:
@@ -103,6 +104,7 @@ class Graph::Impl {
     Node descend(Scratch& s, std::uint64_t entry, unsigned to_layer) const;
     void search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer) const;
     std::vector<Near> starts(Scratch& s, std::uint64_t entry, unsigned layer) const;
+    void prefetch_links(Node node) const;
     void gather(Scratch& s, Node node, unsigned layer) const;
     void compare_batch(Scratch& s) const;
     void score_batch(Scratch& s) const;

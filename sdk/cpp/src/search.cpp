@@ -58,11 +58,15 @@ void Beam::add(float score, Node node) {
     cursor_ = std::min(cursor_, place);
 }
 
-Node Beam::next() {
+Node Beam::peek() {
     while (cursor_ < nodes_.size() && expanded_[cursor_]) ++cursor_;
-    if (cursor_ == nodes_.size()) return NO_NODE;
-    expanded_[cursor_] = 1;
-    return nodes_[cursor_].node;
+    return cursor_ == nodes_.size() ? NO_NODE : nodes_[cursor_].node;
+}
+
+Node Beam::next() {
+    const Node node = peek();
+    if (node != NO_NODE) expanded_[cursor_] = 1;
+    return node;
 }
 
 bool Scratch::visit(Node node) {
@@ -96,6 +100,12 @@ Graph::Impl::Lent::~Lent() {
     scratch_->forget();
     const std::lock_guard<std::mutex> lock(impl_.lending);
     impl_.idle.push_back(std::move(scratch_));
+}
+
+// All lines of the lowest layer's links.
+void Graph::Impl::prefetch_links(Node node) const {
+    const auto* links = reinterpret_cast<const char*>(nodes.links(node, 0));
+    for (std::size_t byte = 0; byte < (1 + 2 * config.M) * sizeof(Word); byte += 64) prefetch(links + byte);
 }
 
 // The neighbours of a node not yet visited, into `batch`.
@@ -160,6 +170,7 @@ void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t
         s.beam.add(entry.score, entry.node);
     }
     for (Node node; (node = s.beam.next()) != NO_NODE;) {
+        if (const Node then = s.beam.peek(); layer == 0 && then != NO_NODE) prefetch_links(then);
         gather(s, node, layer);
         score_batch(s);
     }
@@ -210,7 +221,7 @@ bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_
         const Node node = s.seeds.front().node;
         std::pop_heap(s.seeds.begin(), s.seeds.end(), further);
         s.seeds.pop_back();
-        if (!s.seeds.empty()) prefetch(nodes.links(s.seeds.front().node, 0));
+        if (!s.seeds.empty()) prefetch_links(s.seeds.front().node);
         ++expanded, passing += passes(node);
         gather(s, node, 0);
         for (Node near : s.batch) prefetch(&nodes.header(near));  // `passes` reads it

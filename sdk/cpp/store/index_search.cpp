@@ -10,7 +10,7 @@ namespace {
 // Searches beside changes that spoil them; then one while nothing may change.
 constexpr int ATTEMPTS = 3;
 // Of float16 and int8 graphs so many times k are scored anew with the store's float32 vectors.
-constexpr std::size_t RESCORED = 4, MIN_RESCORED = 40;
+constexpr std::size_t RESCORED = 2, MIN_RESCORED = 20;
 
 // The rows of all hits, ascending, each once.
 std::vector<Row> rows_of(const std::vector<Hits>& hits) {
