@@ -131,6 +131,7 @@ void Graph::Impl::insert(Node node) {
     std::vector<Near> candidates;
     for (unsigned layer = top + 1; layer-- > 0;) {
         search_layer(*s, {entries.data(), entries.size()}, config.ef_construction, layer);
+        readers.give_way();
         candidates.clear();
         for (const Near& each : s->beam.nodes())
             if (each.node != node && nodes.linked_for_good(each.node)) candidates.push_back(each);
