@@ -70,7 +70,7 @@ QUERIES = 1000
 FILTERED_QUERIES = 200
 CALLBACK_QUERIES = 20  # hnswlib's callback is slow
 TRIAL_EF = 128  # of the peers' filtered searches that the goals were set by
-PRODUCTS_BESIDE = 200_000  # at most so many are added while others search
+PRODUCTS_BESIDE = 200_000  # to add while others search: more than a run gets to
 FLOAT32 = "uniecs float32"
 Key = TypeVar("Key")
 
@@ -224,7 +224,7 @@ def measure(data: Dataset, folder: Path, threads: int, rounds: int, parts: Seque
         del contenders, ours
     store.close()
     if "engine" in parts:
-        extra = near(data.vectors, min(PRODUCTS_BESIDE, len(data.vectors)))
+        extra = near(data.vectors, PRODUCTS_BESIDE)
         encoder = GivenVectors(data.vectors, data.queries)
         report["folder"] = opening(folder, encoder, rounds)
         encoder = GivenVectors(np.concatenate([data.vectors, extra]), data.queries)

@@ -6,7 +6,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,26 +136,29 @@ def opening(folder: Path, encoder: GivenVectors, rounds: int) -> dict[str, Any]:
 def overhead(engine: SearchEngine, queries: Vectors) -> dict[str, float]:
     """Median microseconds of `engine.search` beyond the graph's own search of the same query, embedded before.
 
-    The products found are in the store's cache, or read from the file. Each pair follows a search of the same
-    query, so that neither finds the graph's memory less warm than the other.
+    The products found are in the store's cache, or read from the file. The graph is searched before and after, and the
+    mean of both taken off: each search finds the graph's memory a little warmer than the one before.
     """
     index = cast(LocalIndex, engine._index)
     graph, store = index._graphs[VIEW], index._store
     beyond: dict[str, list[float]] = {"cached": [], "not cached": []}
     alone: list[float] = []
+
+    def seconds(search: Callable[..., object], *arguments: Any) -> float:
+        start = time.perf_counter()
+        search(*arguments)
+        return time.perf_counter() - start
+
     for call in range(CALLS):
         text, query = f"query {call % len(queries)}", queries[call % len(queries)][np.newaxis]
         for name, times in beyond.items():
             engine.search(text)
+            before = seconds(graph.search, query, 10)
             if name == "not cached":
                 store._cache.clear()
-            start = time.perf_counter()
-            engine.search(text)
-            middle = time.perf_counter()
-            graph.search(query, 10)
-            end = time.perf_counter()
-            times.append((middle - start) - (end - middle))
-            alone.append(end - middle)
+            whole, after = seconds(engine.search, text), seconds(graph.search, query, 10)
+            times.append(whole - (before + after) / 2)
+            alone += [before, after]
     return {
         "graph_us": statistics.median(alone) * 1e6,
         **{f"beyond_us, products {name}": statistics.median(times) * 1e6 for name, times in beyond.items()},
@@ -186,7 +189,8 @@ def searched(engine: SearchEngine, queries: int, threads: int, seconds: float) -
 def beside_changes(engine: SearchEngine, queries: int, products: Iterator[Product], rounds: int) -> dict[str, Any]:
     """Search times idle and during a bulk add by another thread, by turns; ratios are medians over rounds.
 
-    The products are made beforehand: to make them would be the adding thread's share of Python.
+    The products are made beforehand: to make them would be the adding thread's share of Python. Raises `RuntimeError`
+    if they do not last: what is then measured is no bulk add.
     """
     for query in range(queries):
         engine.search(f"query {query}")  # embeds it
@@ -208,6 +212,8 @@ def beside_changes(engine: SearchEngine, queries: int, products: Iterator[Produc
             figures["adding"].append(spread(searched(engine, queries, threads, BLOCK_S)))
             stop.set()
             adder.join()
+            if next(products, None) is None:
+                raise RuntimeError("the products to add beside searches have run out")
             added, adding_s = added + count[0], adding_s + time.perf_counter() - start
         found[f"{threads} searching"] = {
             **{

@@ -196,7 +196,8 @@ def main() -> None:
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in options.reports]
     sets: dict[str, Any] = {}
     for report in reports:
-        sets |= report["sets"]
+        for name, figures in report["sets"].items():
+            sets[name] = sets.get(name, {}) | figures  # parts of one set may have been measured in several runs
     for make in (search_table, build_table, filter_table, whole_table):
         print(f"{make(sets)}\n")
     for report in reports:
