@@ -124,6 +124,7 @@ void Graph::Impl::insert(Node node) {
     const bool rises = layers > entry_layers();
     if (!rises) lock.unlock();
     Lent s(*this);
+    s->gives_way = true;
     s->query.set_stored(nodes.vector(node), nodes.header(node).scale);
     const unsigned top = std::min(layers, entry_layers());
     std::vector<Near> entries = starts(*s, entry.load(std::memory_order_acquire), top);
@@ -131,7 +132,6 @@ void Graph::Impl::insert(Node node) {
     std::vector<Near> candidates;
     for (unsigned layer = top + 1; layer-- > 0;) {
         search_layer(*s, {entries.data(), entries.size()}, config.ef_construction, layer);
-        readers.give_way();
         candidates.clear();
         for (const Near& each : s->beam.nodes())
             if (each.node != node && nodes.linked_for_good(each.node)) candidates.push_back(each);
@@ -145,7 +145,7 @@ void Graph::Impl::insert(Node node) {
         set_links(node, layer, chosen[layer]);
     }
     for (unsigned layer = 0; layer <= top; ++layer)
-        for (Node neighbour : chosen[layer]) link_back(*s, neighbour, node, layer);
+        for (Node neighbour : chosen[layer]) link_back(*s, neighbour, node, layer), readers.give_way();
     if (rises) set_entry(node);
 }
 

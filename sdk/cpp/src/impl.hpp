@@ -53,6 +53,7 @@ struct Scratch {
     std::vector<const std::byte*> codes;
     std::vector<float> scales, scores;
     std::size_t compared = 0;
+    bool gives_way = false;  // an insertion's
 };
 
 class Graph::Impl {

@@ -34,9 +34,8 @@ class Readers {
         return Guard(count);
     }
 
-    // For a thread of a writer, every few hundred microseconds: a short pause after each `STRETCH` while
-    // there are searches. Where there are no more CPUs than threads, the system would leave it one for
-    // milliseconds.
+    // For a thread of a writer, every few microseconds: a short pause after each `STRETCH` while there are
+    // searches. Where there are no more CPUs than threads, the system would leave it one for milliseconds.
     void give_way() const {
         using Clock = std::chrono::steady_clock;
         thread_local Clock::time_point paused;
@@ -57,7 +56,7 @@ class Readers {
     }
 
   private:
-    static constexpr std::chrono::microseconds STRETCH{150}, PAUSE{100};
+    static constexpr std::chrono::microseconds STRETCH{200}, PAUSE{100};
     static constexpr std::int64_t LATELY_MS = 100;
     static constexpr std::size_t PLACES = 64;
 

@@ -94,6 +94,7 @@ Graph::Impl::Lent::Lent(const Impl& impl) : impl_(impl) {
     }
     if (!scratch_) scratch_ = std::make_unique<Scratch>(impl.nodes.codec);
     scratch_->compared = 0;
+    scratch_->gives_way = false;
 }
 
 Graph::Impl::Lent::~Lent() {
@@ -173,6 +174,7 @@ void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t
         if (const Node then = s.beam.peek(); layer == 0 && then != NO_NODE) prefetch_links(then);
         gather(s, node, layer);
         score_batch(s);
+        if (s.gives_way) readers.give_way();
     }
 }
 
