@@ -35,8 +35,9 @@ class Readers {
     }
 
     // For a thread of a writer, every few microseconds: a short pause after each `STRETCH` while there are
-    // searches. Where there are no more CPUs than threads, the system would leave it one for milliseconds.
-    void give_way() const {
+    // searches, of this graph or another. Where there are no more CPUs than threads, the system would leave
+    // it one for milliseconds.
+    static void give_way() {
         using Clock = std::chrono::steady_clock;
         thread_local Clock::time_point paused;
         if (Clock::now() - paused < STRETCH) return;
@@ -56,7 +57,7 @@ class Readers {
     }
 
   private:
-    static constexpr std::chrono::microseconds STRETCH{200}, PAUSE{100};
+    static constexpr std::chrono::microseconds STRETCH{150}, PAUSE{100};
     static constexpr std::int64_t LATELY_MS = 100;
     static constexpr std::size_t PLACES = 64;
 
@@ -70,7 +71,7 @@ class Readers {
     };
     mutable std::array<Place, PLACES> counters_;
     std::atomic<std::uint32_t> phase_{0};
-    mutable std::atomic<std::int64_t> latest_{-LATELY_MS - 1};  // when a search last began
+    static inline std::atomic<std::int64_t> latest_{-LATELY_MS - 1};  // when any graph was last searched
 };
 
 }  // namespace uniecs

@@ -174,7 +174,7 @@ void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t
         if (const Node then = s.beam.peek(); layer == 0 && then != NO_NODE) prefetch_links(then);
         gather(s, node, layer);
         score_batch(s);
-        if (s.gives_way) readers.give_way();
+        if (s.gives_way) Readers::give_way();
     }
 }
 
