@@ -1,7 +1,7 @@
 r"""Search, filters, building, opening and changes of the index beside other packages: is it as fast as it should be?
 
     python benchmarks/index.py --parts search filter sets --out benchmarks/results/index.json
-    python benchmarks/index.py --parts engine add --size mini 100000 1000000 --rounds 5 \
+    python benchmarks/index.py --parts engine add --size mini 100000 1000000 --rounds 4 \
         --out benchmarks/results/index-engine.json
     python benchmarks/index.py --size 1000000 --rounds 3 --out benchmarks/results/index-1000000.json
     python benchmarks/index_report.py benchmarks/results/index*.json         # tables, and plots into docs/
