@@ -175,13 +175,13 @@ def one_filter(
             tried[name][ef] = attempt(name, search, ef)
             if tried[name][ef] >= (RECALLS[0] if name == Hnswlib.name else max(own, RECALLS[0])):
                 break
-        if name != FLOAT32 and TRIAL_EF not in tried[name]:
-            tried[name][TRIAL_EF] = attempt(name, search, TRIAL_EF)
     timed = {
         name: around(list(each.items()), RECALLS[0]) | around(list(each.items()), own) for name, each in tried.items()
     }
-    others = timed.keys() - {FLOAT32}
+    others = [name for name in contenders if name != FLOAT32]
     for name in others:
+        if TRIAL_EF not in tried[name]:
+            tried[name][TRIAL_EF] = attempt(name, searches[name], TRIAL_EF)
         timed[name].add(TRIAL_EF)
     kept = {key: run for key, run in turns.items() if key == (FLOAT32, 0) or key[1] in timed[key[0]]}
     seconds = by_turns(kept, rounds, 1)
@@ -199,7 +199,7 @@ def one_filter(
         "own": asdict(own_point),
         "at_0.95": {name: asdict(nearest_to(each, RECALLS[0])) for name, each in points.items()},
         "at_own": {name: asdict(nearest_to(each, own)) for name, each in points.items()},
-        "trial": {name: asdict(point) for name in sorted(others) for point in points[name] if point.ef == TRIAL_EF},
+        "trial": {name: asdict(point) for name in others for point in points[name] if point.ef == TRIAL_EF},
     }
     shown = [f"own plan {own:.3f} {line['own']['qps']:.0f}/s ({line['plan']['strategy']})"]
     shown += [f"{name} {each['recall']:.3f} {each['qps']:.0f}/s" for name, each in line["at_0.95"].items()]

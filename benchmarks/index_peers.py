@@ -16,9 +16,10 @@ import numpy.typing as npt
 from index_data import DIM, K, Mask, Vectors
 
 from uniecs._core import Graph, RowSet
+from uniecs.local_index import MIN_RESCORED, RESCORED
 
 M, EF_CONSTRUCTION = 16, 200
-FETCHED = 20  # of a graph that is scored anew; as `uniecs.local_index` has it for ten hits
+FETCHED = max(MIN_RESCORED, RESCORED * K)  # of a graph that is scored anew
 Places: TypeAlias = npt.NDArray[np.int64]
 Rescore: TypeAlias = Callable[[Vectors, npt.NDArray[np.uint64]], npt.NDArray[np.uint64]]
 

@@ -1,4 +1,7 @@
-"""Changes that leave searches their share of the process: of its CPUs, and of Python's lock."""
+"""Changes that leave searches their share of the process: of its CPUs, and of Python's lock.
+
+What a native thread does meanwhile is in sdk/cpp/src/pacing.hpp.
+"""
 
 from __future__ import annotations
 

@@ -157,7 +157,8 @@ class OpenVinoBackend : public Backend {
         if (!item_fusion_ || item_fusion_->embed_dim() != embed_dim_ ||
             texts.size() != batch.size * length * embed_dim_ ||
             images.size() != batch.size * image_count * embed_dim_)
-            return false;                           // the graph says what is wrong
+            return false;  // the graph says what is wrong
+
         std::vector<std::size_t> seen(batch.size);  // tokens of each text but for its padding
         std::size_t tokens = batch.size * image_count;
         for (std::size_t row = 0; row < batch.size && length; ++row) {

@@ -145,7 +145,7 @@ void Graph::Impl::insert(Node node) {
         set_links(node, layer, chosen[layer]);
     }
     for (unsigned layer = 0; layer <= top; ++layer)
-        for (Node neighbour : chosen[layer]) link_back(*s, neighbour, node, layer), Readers::give_way();
+        for (Node neighbour : chosen[layer]) link_back(*s, neighbour, node, layer), give_way();
     if (rises) set_entry(node);
 }
 

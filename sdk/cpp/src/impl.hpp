@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "nodes.hpp"
+#include "pacing.hpp"
 #include "readers.hpp"
 #include "row_words.hpp"
 

@@ -28,7 +28,7 @@ void Graph::Impl::repair(unsigned threads) {
             Lent s(*this);
             repair_node(*s, static_cast<Node>(node));
         }
-        Readers::give_way();
+        give_way();
     });
     for (Node node : gone) node_by_row.at(nodes.header(node).row)->store(0, std::memory_order_release);
     readers.wait_for_all();  // searches that came by an old link may still be there

@@ -103,8 +103,9 @@ Graph::Impl::Lent::~Lent() {
     impl_.idle.push_back(std::move(scratch_));
 }
 
-// All lines of the lowest layer's links.
+// All lines of a node's links in the lowest layer.
 void Graph::Impl::prefetch_links(Node node) const {
+    if (node == NO_NODE) return;
     const auto* links = reinterpret_cast<const char*>(nodes.links(node, 0));
     for (std::size_t byte = 0; byte < (1 + 2 * config.M) * sizeof(Word); byte += 64) prefetch(links + byte);
 }
@@ -171,10 +172,10 @@ void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t
         s.beam.add(entry.score, entry.node);
     }
     for (Node node; (node = s.beam.next()) != NO_NODE;) {
-        if (const Node then = s.beam.peek(); layer == 0 && then != NO_NODE) prefetch_links(then);
+        if (layer == 0) prefetch_links(s.beam.peek());
         gather(s, node, layer);
         score_batch(s);
-        if (s.gives_way) Readers::give_way();
+        if (s.gives_way) give_way();
     }
 }
 
@@ -357,6 +358,7 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
         throw std::invalid_argument("the query has " + std::to_string(query.size()) +
                                     " components; expected " + std::to_string(config.dim));
     if (k == 0) throw std::invalid_argument("k is 0; expected at least 1");
+    note_search();
     const auto guard = readers.enter();
     const Step now = step.load(std::memory_order_acquire);
     const auto filter = options.filter ? options.filter->words() : nullptr;
