@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from uniecs.benchmark_sets import read_queries
+from uniecs.bundle import MANIFEST, packaged_bundle
 from uniecs.config import ModelConfig
 from uniecs.errors import ConfigError, TrainingError
 from uniecs.evaluation import evaluate_pairs, read_pairs
@@ -37,6 +38,7 @@ from uniecs.trainer.checkpoint import (
 from uniecs.trainer.data import Batch, batches
 from uniecs.trainer.distributed import World, join
 from uniecs.trainer.embedder import TorchEncoder
+from uniecs.trainer.from_bundle import load_bundle
 from uniecs.trainer.losses import update_weights
 from uniecs.trainer.model import UniECS
 from uniecs.trainer.pair_files import PairFiles
@@ -289,8 +291,11 @@ def checkpoint_activations(model: UniECS) -> None:
 
 
 def same_network(config: TrainConfig, folder: Path) -> tuple[UniECS, bytes]:
-    """The network of a checkpoint or run and its tokenizer.json; raises `TrainingError` if `config` has another."""
-    checkpoint = load_checkpoint(folder)
+    """The network of a checkpoint, run or bundle, and its tokenizer.json.
+
+    Raises `TrainingError` if `config` has another network, and what `load_checkpoint` and `load_bundle` raise.
+    """
+    checkpoint = load_bundle(folder) if (folder / MANIFEST).is_file() else load_checkpoint(folder)
     if checkpoint.config != config.model_config:
         raise TrainingError(f"{folder} holds another network than the configuration describes")
     return checkpoint.model, checkpoint.tokenizer_json
@@ -299,7 +304,7 @@ def same_network(config: TrainConfig, folder: Path) -> tuple[UniECS, bytes]:
 def initial_model(config: TrainConfig) -> tuple[UniECS, bytes]:
     """The network with its pre-trained weights, and its tokenizer.json."""
     if config.init.checkpoint:
-        return same_network(config, Path(config.init.checkpoint))
+        return same_network(config, resolve(config.init.checkpoint))
     model_config: ModelConfig = config.model_config
     model = UniECS(model_config)
     if config.init.image_weights:
@@ -313,7 +318,9 @@ def initial_model(config: TrainConfig) -> tuple[UniECS, bytes]:
 
 
 def resolve(place: str) -> Path:
-    """A folder's path, or "package:NAME/FOLDER" inside an installed Python package (which is not imported)."""
+    """The folder of a path, a packaged bundle "bundle:NAME", or "package:NAME/FOLDER" (which is not imported)."""
+    if place.startswith("bundle:"):
+        return packaged_bundle(place.removeprefix("bundle:"))
     if not place.startswith("package:"):
         return Path(place)
     name, _, rest = place.removeprefix("package:").partition("/")

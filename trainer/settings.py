@@ -18,6 +18,7 @@ PATH_KEYS = {
 }
 
 
+NO_PATH = ("package:", "bundle:")
 # The last share of a run, in which no patches are dropped: the network gets used to whole images again.
 WHOLE_IMAGES = 0.15
 
@@ -67,10 +68,11 @@ class ValidationSettings(StrictConfig):
 
 @dataclass(frozen=True)
 class InitSettings(StrictConfig):
-    """Pre-trained weights and the tokenizer, or all of a `checkpoint` (or a run) of the same network.
+    """Pre-trained weights and the tokenizer, or all of a `checkpoint` (or a run, or a bundle) of the same network.
 
-    `text_weights` and `image_weights` are checkpoint folders in transformers' layout, or "package:NAME/FOLDER" for a
-    folder inside an installed Python package. The tokenizer.json is read from `tokenizer`, else `text_weights`.
+    `text_weights` and `image_weights` are checkpoint folders in transformers' layout. The tokenizer.json is read from
+    `tokenizer`, else `text_weights`. Each may be "package:NAME/FOLDER" for a folder inside an installed Python package,
+    or "bundle:NAME" for a bundle that uniecs carries, such as `mini`.
     """
 
     text_weights: str | None = None
@@ -189,7 +191,7 @@ class TrainConfig(StrictConfig):
         for table, keys in PATH_KEYS.items():
             section = record[table] or {}
             for key in keys:
-                if section.get(key) and not section[key].startswith("package:"):
+                if section.get(key) and not section[key].startswith(NO_PATH):
                     section[key] = Path(section[key]).name
         return record
 
@@ -222,5 +224,5 @@ def resolve_paths(table: dict[str, Any], keys: tuple[str, ...], folder: Path) ->
     """Make the relative paths of a table relative to the configuration file's folder, in place."""
     for key in keys:
         value = table.get(key)
-        if isinstance(value, str) and not value.startswith("package:"):
+        if isinstance(value, str) and not value.startswith(NO_PATH):
             table[key] = str((folder / Path(value).expanduser()).resolve())
