@@ -23,7 +23,7 @@ from uniecs.errors import BundleError, TrainingError  # noqa: E402
 from uniecs.export.bundle_export import export_bundle  # noqa: E402
 from uniecs.trainer.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from uniecs.trainer.from_bundle import load_bundle  # noqa: E402
-from uniecs.trainer.loop import initial_model, resolve, train  # noqa: E402
+from uniecs.trainer.loop import initial_checkpoint, resolve, train  # noqa: E402
 from uniecs.trainer.model import UniECS  # noqa: E402
 from uniecs.trainer.settings import DataSettings, InitSettings, OptimizerSettings, TrainConfig  # noqa: E402
 
@@ -112,12 +112,13 @@ def test_training_starts_from_a_bundle(trained_bundle: Path, catalog: Path, tmp_
         optimizer=OptimizerSettings(steps=1, batch_pairs=5, learning_rate=1e-6, warmup_steps=1, precision="fp32"),
     )
     trained = load_checkpoint(train(config))
+    assert trained.provenance["started_from"]["bundle"] == open_bundle(trained_bundle).model_id
     assert trained.tokenizer_json == open_bundle(trained_bundle).tokenizer_json()
     for ours, theirs in zip(embeddings(trained.model), embeddings(load_bundle(trained_bundle).model), strict=True):
         assert not torch.equal(ours, theirs)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
     with pytest.raises(TrainingError, match="another network"):
-        initial_model(replace(config, model="small"))
+        initial_checkpoint(replace(config, model="small"))
 
 
 def test_the_shipped_bundle_has_a_name() -> None:

@@ -45,7 +45,9 @@ def load_bundle(folder: Path) -> Checkpoint:
                 raise BundleError(f"{graph.path} has no weight {parameter_name} as `uniecs export` writes it")
             parameter.data.copy_(torch.tensor(weight))
     _check_golden(model, bundle)
-    return Checkpoint(model, bundle.tokenizer_json(), bundle.manifest.get("provenance", {}))
+    return Checkpoint(
+        model, bundle.tokenizer_json(), {**bundle.manifest.get("provenance", {}), "bundle": bundle.model_id}
+    )
 
 
 class Graph:

@@ -7,8 +7,9 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from uniecs.evaluation import read_products as read_catalog_products
 from uniecs.preprocess import Tokenizer, read_tokenizer
 from uniecs.trainer.checkpoint import (
     CHECKPOINTS,
+    Checkpoint,
     checkpoint_folder,
     drop_checkpoints,
     kept_checkpoints,
@@ -52,6 +54,9 @@ from uniecs.trainer.pairs import (
 )
 from uniecs.trainer.settings import DataSettings, OptimizerSettings, TrainConfig, ValidationSettings
 from uniecs.trainer.step import Stepper
+
+STARTED_FROM = "started_from"
+"""Key of a checkpoint's provenance: that of the checkpoint or bundle whose weights the run began with."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,9 @@ class Run:
         self.config, self.world = config, world
         optimizer = config.optimizer
         torch.manual_seed(config.seed)
-        if resume_from is None:
-            self.model, self.tokenizer_json = initial_model(config)
-        else:
-            self.model, self.tokenizer_json = same_network(config, resume_from)
+        start = initial_checkpoint(config) if resume_from is None else same_network(config, resume_from)
+        self.model, self.tokenizer_json = start.model, start.tokenizer_json
+        self.started_from: Mapping[str, Any] | None = start.provenance.get(STARTED_FROM)
         self.model.to(world.device).train()
         if optimizer.freeze_encoders:
             self.model.image_encoder.requires_grad_(False)
@@ -189,6 +193,7 @@ class Run:
             "precision": self.precision,
             "ranks": self.world.size,
             "torch": torch.__version__,
+            **({STARTED_FROM: self.started_from} if self.started_from else {}),
         }
         name = f"{self.step:08d}"
         save_checkpoint(folder / CHECKPOINTS / name, self.model, self.tokenizer_json, provenance, state)
@@ -290,31 +295,32 @@ def checkpoint_activations(model: UniECS) -> None:
         encoder.backbone.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def same_network(config: TrainConfig, folder: Path) -> tuple[UniECS, bytes]:
-    """The network of a checkpoint, run or bundle, and its tokenizer.json.
+def same_network(config: TrainConfig, folder: Path) -> Checkpoint:
+    """A checkpoint, run or bundle as a checkpoint; raises `TrainingError` if its network is not that of `config`.
 
-    Raises `TrainingError` if `config` has another network, and what `load_checkpoint` and `load_bundle` raise.
+    Raises what `load_checkpoint` and `load_bundle` raise, too.
     """
     checkpoint = load_bundle(folder) if (folder / MANIFEST).is_file() else load_checkpoint(folder)
     if checkpoint.config != config.model_config:
         raise TrainingError(f"{folder} holds another network than the configuration describes")
-    return checkpoint.model, checkpoint.tokenizer_json
+    return checkpoint
 
 
-def initial_model(config: TrainConfig) -> tuple[UniECS, bytes]:
-    """The network with its pre-trained weights, and its tokenizer.json."""
+def initial_checkpoint(config: TrainConfig) -> Checkpoint:
+    """The network with its pre-trained weights and its tokenizer.json; the provenance of a checkpoint that it is."""
     if config.init.checkpoint:
-        return same_network(config, resolve(config.init.checkpoint))
+        source = same_network(config, resolve(config.init.checkpoint))
+        return replace(source, provenance={STARTED_FROM: dict(source.provenance)})
     model_config: ModelConfig = config.model_config
     model = UniECS(model_config)
     if config.init.image_weights:
         load_image_backbone(model, resolve(config.init.image_weights))
     if config.init.text_weights:
         load_text_backbone(model, resolve(config.init.text_weights))
-    source = config.init.tokenizer or config.init.text_weights
-    if source is None:
+    source_folder = config.init.tokenizer or config.init.text_weights
+    if source_folder is None:
         raise ConfigError("init needs tokenizer or text_weights: a folder with a tokenizer.json")
-    return model, read_tokenizer(resolve(source))
+    return Checkpoint(model, read_tokenizer(resolve(source_folder)), {})
 
 
 def resolve(place: str) -> Path:
