@@ -12,9 +12,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="checkpoints need torch")
 transformers = pytest.importorskip("transformers", reason="pre-trained checkpoints need transformers")
 
+from uniecs.cli import main  # noqa: E402
 from uniecs.config import MODELS  # noqa: E402
 from uniecs.errors import CheckpointError, UniecsError  # noqa: E402
 from uniecs.trainer.checkpoint import (  # noqa: E402
+    average_checkpoints,
     interpolate_positions,
     load_checkpoint,
     load_image_backbone,
@@ -135,6 +137,30 @@ def test_wrong_pretrained_checkpoints_are_refused(tmp_path: Path) -> None:
         load_text_backbone(UniECS(TINY), tmp_path / "cut")
     with pytest.raises(CheckpointError, match="lacks"):
         load_image_backbone(UniECS(TINY), tmp_path / "shallow")
+
+
+def test_the_mean_of_checkpoints(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = (tiny_checkpoint / "tokenizer.json").read_bytes()
+    other = UniECS(TINY)
+    save_checkpoint(tmp_path / "other", other, tokenizer, {"steps": 7})
+    assert main(["average", str(tiny_checkpoint), str(tmp_path / "other"), "--out", str(tmp_path / "mean")]) == 0
+    mean, one, two = (
+        load_checkpoint(tmp_path / "mean"),
+        load_checkpoint(tiny_checkpoint).model.state_dict(),
+        other.state_dict(),
+    )
+    assert mean.tokenizer_json == tokenizer
+    assert mean.provenance["mean_of"][1] == {"steps": 7}
+    for name, weight in mean.model.state_dict().items():
+        torch.testing.assert_close(weight, (one[name] + two[name]) / 2, rtol=0, atol=1e-7)
+    with pytest.raises(CheckpointError, match="exists already"):
+        average_checkpoints([tiny_checkpoint], tmp_path / "mean")
+    save_checkpoint(tmp_path / "deeper", UniECS(replace(TINY, fusion=replace(TINY.fusion, blocks=1))), tokenizer, {})
+    save_checkpoint(tmp_path / "foreign", other, tokenizer + b" ", {})
+    for name in ("deeper", "foreign"):
+        with pytest.raises(CheckpointError, match="different networks or tokenizers"):
+            average_checkpoints([tiny_checkpoint, tmp_path / name], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_checkpoint_rebuilds_the_network(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,23 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except RuntimeError as error:
         raise CheckpointError(f"the weights of {folder} do not fit its configuration: {error}") from error
     return Checkpoint(model.eval(), read_tokenizer(folder), document.get("provenance", {}))
+
+
+def average_checkpoints(folders: Sequence[Path], out: Path) -> None:
+    """Write the new checkpoint folder `out` with the mean of the weights of `folders`, checkpoints or runs.
+
+    Runs that started from the same weights have a mean worth having; that they did is for the caller to know. Raises
+    `CheckpointError` if `out` exists or the networks or tokenizers differ, and as `load_checkpoint`.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out} exists already")
+    first, *others = loaded = [load_checkpoint(folder) for folder in folders]
+    if any(each.config != first.config or each.tokenizer_json != first.tokenizer_json for each in others):
+        raise CheckpointError("checkpoints of different networks or tokenizers have no mean")
+    states = [each.model.state_dict() for each in loaded]
+    first.model.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
+    provenance = {"mean_of": [dict(each.provenance) for each in loaded]}
+    save_checkpoint(out, first.model, first.tokenizer_json, provenance)
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands on models: train, sweep, pairs, eval, export, quantize, build, verify."""
+"""The commands on models: train, sweep, average, pairs, eval, export, quantize, build, verify."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENCODER = "packaged name, or folder of a bundle, checkpoint, run, CLIP, BLIP or 
 
 
 def add_commands(commands: Any, as_json: argparse.ArgumentParser, where: argparse.ArgumentParser) -> None:
-    """train, sweep, pairs, eval, export, quantize, build, verify."""
+    """train, sweep, average, pairs, eval, export, quantize, build, verify."""
     train = add_command(commands, "train", _train, "train a model")
     train.add_argument("--config", type=Path, required=True, help="TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
@@ -26,6 +26,10 @@ def add_commands(commands: Any, as_json: argparse.ArgumentParser, where: argpars
     sweep = add_command(commands, "sweep", _sweep, "train a sweep's variants that have no result yet, and compare all")
     sweep.add_argument("config", type=Path, help="TOML file")
     sweep.add_argument("--report", type=Path, help="Markdown file to write the table to")
+
+    average = add_command(commands, "average", _average, "a checkpoint with the mean of the weights of several")
+    average.add_argument("checkpoints", nargs="+", type=Path, metavar="checkpoint", help="runs from the same start")
+    average.add_argument("--out", type=Path, required=True, help="the checkpoint folder to create")
 
     pairs = add_command(commands, "pairs", _pairs, "pairs of similar products from an interaction log", as_json)
     pairs.add_argument("log", type=Path, help=".csv, .jsonl or .parquet with the columns user, item, time")
@@ -90,6 +94,15 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.report:
         args.report.write_text(report, encoding="utf-8")
     print(report, end="")
+    return 0
+
+
+def _average(args: argparse.Namespace) -> int:
+    with needs("average", "train"):
+        from uniecs.trainer.checkpoint import average_checkpoints
+
+        average_checkpoints(args.checkpoints, args.out)
+    print(f"wrote {args.out}")
     return 0
 
 
