@@ -137,7 +137,8 @@ def test_the_bundle_is_small_and_says_where_it_comes_from(encoder: uniecs.Encode
     size = sum(path.stat().st_size for path in packaged_bundle("mini").iterdir())
     assert size <= 40_000_000
     manifest = encoder.bundle.manifest
-    assert manifest["provenance"]["train_config"]["data"]["catalog"] == "train.parquet"
+    runs = manifest["provenance"]["mean_of"]
+    assert [each["train_config"]["data"]["catalog"] for each in runs] == ["train.parquet"] * 3
     assert set(manifest["evaluation"]["tasks"]) == set(TASKS)
 
 
