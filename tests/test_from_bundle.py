@@ -56,12 +56,6 @@ def trained_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     return exported(TINY, tiny_checkpoint, tmp_path_factory.mktemp("trained"), "compact")[1]
 
 
-@pytest.fixture
-def catalog(tmp_path: Path, draw_catalog: Callable[[Path], object]) -> Path:
-    draw_catalog(tmp_path)
-    return tmp_path / "products.jsonl"
-
-
 def embeddings(model: UniECS) -> list[torch.Tensor]:
     p = model.config.preprocessing
     torch.manual_seed(1)
@@ -103,11 +97,14 @@ def test_a_compact_bundle_exports_to_the_same_embeddings(trained_bundle: Path, t
     np.testing.assert_allclose(again.golden()["embedding"], original.golden()["embedding"], rtol=0, atol=2e-5)
 
 
-def test_training_starts_from_a_bundle(trained_bundle: Path, catalog: Path, tmp_path: Path) -> None:
+def test_training_starts_from_a_bundle(
+    trained_bundle: Path, draw_catalog: Callable[[Path], object], tmp_path: Path
+) -> None:
+    draw_catalog(tmp_path)
     config = TrainConfig(
         model="tiny",
         output=str(tmp_path / "run"),
-        data=DataSettings(catalog=str(catalog), group_columns=("colour", "kind")),
+        data=DataSettings(catalog=str(tmp_path / "products.jsonl"), group_columns=("colour", "kind")),
         init=InitSettings(checkpoint=str(trained_bundle)),
         optimizer=OptimizerSettings(steps=1, batch_pairs=5, learning_rate=1e-6, warmup_steps=1, precision="fp32"),
     )

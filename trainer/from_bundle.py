@@ -22,7 +22,7 @@ POSITIONS = "position_embedding.weight"
 """CLIP's: export folds the look-up of all of them."""
 GATE, INDICATOR = "gate.linear.weight", "gate.indicator_embedding"
 LEAST_COSINE = 1 - 1e-6
-"""Of the network's embedding of a golden input with the bundle's own: what a graph in float32 keeps too."""
+"""Of the network's embedding of a golden input with the bundle's own: what export asks of float32 engines."""
 
 
 def load_bundle(folder: Path) -> Checkpoint:

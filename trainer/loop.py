@@ -52,7 +52,14 @@ from uniecs.trainer.pairs import (
     pairs_from_queries,
     read_products,
 )
-from uniecs.trainer.settings import DataSettings, OptimizerSettings, TrainConfig, ValidationSettings
+from uniecs.trainer.settings import (
+    BUNDLE,
+    PACKAGE,
+    DataSettings,
+    OptimizerSettings,
+    TrainConfig,
+    ValidationSettings,
+)
 from uniecs.trainer.step import Stepper
 
 STARTED_FROM = "started_from"
@@ -325,11 +332,11 @@ def initial_checkpoint(config: TrainConfig) -> Checkpoint:
 
 def resolve(place: str) -> Path:
     """The folder of a path, a packaged bundle "bundle:NAME", or "package:NAME/FOLDER" (which is not imported)."""
-    if place.startswith("bundle:"):
-        return packaged_bundle(place.removeprefix("bundle:"))
-    if not place.startswith("package:"):
+    if place.startswith(BUNDLE):
+        return packaged_bundle(place.removeprefix(BUNDLE))
+    if not place.startswith(PACKAGE):
         return Path(place)
-    name, _, rest = place.removeprefix("package:").partition("/")
+    name, _, rest = place.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"the Python package {name} is not installed: pip install {name.replace('_', '-')}")

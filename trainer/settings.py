@@ -16,9 +16,9 @@ PATH_KEYS = {
     "validation": ("catalog", "pairs"),
     "init": ("text_weights", "image_weights", "tokenizer", "checkpoint"),
 }
+PACKAGE, BUNDLE = "package:", "bundle:"
+"""How a value of `init` begins that is no path: a folder of an installed package, a bundle that uniecs carries."""
 
-
-NO_PATH = ("package:", "bundle:")
 # The last share of a run, in which no patches are dropped: the network gets used to whole images again.
 WHOLE_IMAGES = 0.15
 
@@ -71,8 +71,8 @@ class InitSettings(StrictConfig):
     """Pre-trained weights and the tokenizer, or all of a `checkpoint` (or a run, or a bundle) of the same network.
 
     `text_weights` and `image_weights` are checkpoint folders in transformers' layout. The tokenizer.json is read from
-    `tokenizer`, else `text_weights`. Each may be "package:NAME/FOLDER" for a folder inside an installed Python package,
-    or "bundle:NAME" for a bundle that uniecs carries, such as `mini`.
+    `tokenizer`, else `text_weights`. Each may be "package:NAME/FOLDER" for a folder inside an installed Python package;
+    `checkpoint` may be "bundle:NAME" for a bundle that uniecs carries, such as `mini`.
     """
 
     text_weights: str | None = None
@@ -191,7 +191,7 @@ class TrainConfig(StrictConfig):
         for table, keys in PATH_KEYS.items():
             section = record[table] or {}
             for key in keys:
-                if section.get(key) and not section[key].startswith(NO_PATH):
+                if section.get(key) and not section[key].startswith((PACKAGE, BUNDLE)):
                     section[key] = Path(section[key]).name
         return record
 
@@ -224,5 +224,5 @@ def resolve_paths(table: dict[str, Any], keys: tuple[str, ...], folder: Path) ->
     """Make the relative paths of a table relative to the configuration file's folder, in place."""
     for key in keys:
         value = table.get(key)
-        if isinstance(value, str) and not value.startswith(NO_PATH):
+        if isinstance(value, str) and not value.startswith((PACKAGE, BUNDLE)):
             table[key] = str((folder / Path(value).expanduser()).resolve())
