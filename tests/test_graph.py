@@ -66,6 +66,23 @@ def test_it_finds_what_numpy_finds(storage: str, strategy: str) -> None:
     assert recall(swapped, true) < 0.5
 
 
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("first", [1, 2000])
+def test_vectors_that_hardly_differ_are_told_apart(storage: str, first: int, tmp_path: Path) -> None:
+    """As those of a model that has learnt little, in a graph that was filled as a whole or from one on, then loaded."""
+    random = np.random.default_rng(0)
+    wide = 1 + 0.005 * random.normal(size=(2050, 8)) @ random.normal(size=(8, 64))
+    vectors = np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), np.float32)
+    graph = filled(vectors[:first], storage)
+    graph.apply(NONE, np.arange(first + 1, 2001, dtype=np.uint64), vectors[first:2000], 2)
+    queries, rows = vectors[2000:], np.arange(1, 2001, dtype=np.uint64)
+    assert (queries @ vectors.T).min() > 0.998
+    graph.save(str(tmp_path / "g"), "m", 1, 2000)
+    for each in (graph, Graph.load(str(tmp_path / "g"), 64, 16, 100, storage, "m")[0]):
+        found = each.search(queries, 20, strategy="graph")[0]
+        assert recall(found, nearest(queries, vectors[:2000], rows, 20)) >= 0.98
+
+
 def test_one_thread_and_many_give_one_answer_a_query() -> None:
     graph, queries = filled(unit(3000)), unit(40, 1)
     alone = [graph.search(query[np.newaxis], 7) for query in queries]

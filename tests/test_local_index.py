@@ -224,7 +224,7 @@ def test_stats_and_verify(many: SearchEngine, tmp_path: Path) -> None:
     many.delete(["1", "2"])
     stats = many.stats()
     assert stats["products"] == 498 and stats["views"]["text"]["removed"] == 2
-    assert stats["views"]["text"]["vector_bytes"] == 500 * 32 * 4 and stats["store"]["store_bytes"] > 0
+    assert stats["views"]["text"]["vector_bytes"] == 500 * (32 * (4 + 1) + 8) and stats["store"]["store_bytes"] > 0
     assert many.verify(sample=50) == {"store": "ok", "recall_at_10": {"text": 1.0}}
     with pytest.raises(InputError):
         many.verify(sample=0)

@@ -111,8 +111,9 @@ class SearchEngine:
 
         A view is an index of its own: "multimodal" holds every product by whatever it has, "image" and
         "text" the products that have that, embedded from it alone. `M` and `ef_construction` are HNSW's
-        links a node and breadth of building. `storage` is how the graph keeps its vectors: "float32", or "float16" or
-        "int8", which take a half or a quarter of the memory and score what they find anew from the store.
+        links a node and breadth of building. `storage` is how the graph keeps its vectors: "float32", with int8
+        codes beside them that searches compare first, or "float16" or "int8" alone, which take a half or a third of the
+        memory and score what they find anew from the store, more slowly.
         `durability="full"` brings each batch of a change to the disk before it returns; "batch" leaves that to the
         operating system: a killed process still loses nothing, a power cut may cost the last changes. The embeddings
         of the last `query_cache` queries are kept, those with an image only if `cache_images`. Raises `IndexFileError`

@@ -74,6 +74,8 @@ void Graph::Impl::apply(Span<const Row> gone, Span<const Row> rows, Span<const f
     check(gone, rows, vectors);
     const Step next = step.load() + 1;
     std::vector<Node> added;
+    if (nodes.count == 0)
+        nodes.set_centre(rows.size(), [&](std::size_t i) { return vectors.data() + i * config.dim; });
     try {
         for (std::size_t i = 0; i < rows.size(); ++i)
             added.push_back(new_node(rows[i], vectors.data() + i * config.dim, next));
@@ -106,7 +108,8 @@ Node Graph::Impl::new_node(Row row, const float* vector, Step at) {
     Header& header = nodes.header(node);
     header.row = row;
     header.layers = static_cast<std::uint8_t>(layers);
-    header.scale = nodes.codec.encode(vector, nodes.vector(node));
+    nodes.scale(node) = nodes.codec.encode(vector, nodes.vector(node));
+    nodes.derive_codes(node);
     nodes.links(node, 0)[0].store(0);
     delete[] header.upper.exchange(upper.release());
     header.added.store(at, std::memory_order_release);
@@ -125,7 +128,7 @@ void Graph::Impl::insert(Node node) {
     if (!rises) lock.unlock();
     Lent s(*this);
     s->gives_way = true;
-    s->query.set_stored(nodes.vector(node), nodes.header(node).scale);
+    s->query.set_stored(nodes.codes(node), nodes.scale(node));
     const unsigned top = std::min(layers, entry_layers());
     std::vector<Near> entries = starts(*s, entry.load(std::memory_order_acquire), top);
     std::vector<std::vector<Node>> chosen(top + 1);
@@ -161,11 +164,9 @@ void Graph::Impl::select(Scratch& s, const std::vector<Near>& candidates, std::s
     out.clear();
     for (const Near& each : candidates) {
         if (out.size() == most) return;
-        const std::byte* codes = nodes.vector(each.node);
-        const float scale = nodes.header(each.node).scale;
-        if (!out.empty()) s.other.set_stored(codes, scale);
+        if (!out.empty()) s.other.set_stored(nodes.codes(each.node), nodes.scale(each.node));
         const bool apart = std::all_of(out.begin(), out.end(), [&](Node chosen) {
-            return s.other.score(nodes.vector(chosen), nodes.header(chosen).scale) <= each.score;
+            return s.other.score(nodes.codes(chosen), nodes.scale(chosen)) <= each.score;
         });
         if (apart) out.push_back(each.node);
     }
@@ -187,11 +188,10 @@ void Graph::Impl::link_back(Scratch& s, Node from, Node to, unsigned layer) {
         return;
     }
     s.links[n++] = to;
-    s.other.set_stored(nodes.vector(from), nodes.header(from).scale);
+    s.other.set_stored(nodes.codes(from), nodes.scale(from));
     std::vector<Near> candidates;
     for (std::size_t i = 0; i < n; ++i)
-        candidates.push_back(
-            {s.other.score(nodes.vector(s.links[i]), nodes.header(s.links[i]).scale), s.links[i]});
+        candidates.push_back({s.other.score(nodes.codes(s.links[i]), nodes.scale(s.links[i])), s.links[i]});
     std::sort(candidates.begin(), candidates.end(), nearer);
     std::vector<Node> kept;
     select(s, candidates, most, kept);

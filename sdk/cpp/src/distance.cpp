@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "half.hpp"
 #include "x86.hpp"
@@ -110,24 +111,31 @@ AVX512 void dot_float_avx512(const void* query, const std::byte* const* codes, s
     if (n - i == 1) dot_group_avx512<Load, 1>(q, codes + i, dim, result + i);
 }
 
-template <std::size_t N>
-AVX512 inline void dot_group_i8_avx512(const std::int8_t* q, const std::byte* const* v, std::size_t dim,
-                                       std::int32_t* out) {
-    __m512i sums[N];
-    for (std::size_t i = 0; i < N; ++i) sums[i] = _mm512_setzero_si512();
+// The sums of four vectors at once, for each of them takes as long.
+AVX512 inline __m128i sum_four_avx512(const __m512i* v) {
+    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+AVX512 inline __m128i dot_four_i8_avx512(const std::int8_t* q, const std::byte* const* v, std::size_t dim) {
+    __m512i sums[4];
+    for (__m512i& each : sums) each = _mm512_setzero_si512();
     std::size_t d = 0;
     for (; d + 64 <= dim; d += 64) {
         const __m512i q0 = _mm512_loadu_si512(q + d);
-        for (std::size_t i = 0; i < N; ++i)
+        for (std::size_t i = 0; i < 4; ++i)
             sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_loadu_si512(v[i] + d), q0);
     }
     if (d < dim) {
         const __mmask64 mask = (1ull << (dim - d)) - 1;
         const __m512i q0 = _mm512_maskz_loadu_epi8(mask, q + d);
-        for (std::size_t i = 0; i < N; ++i)
+        for (std::size_t i = 0; i < 4; ++i)
             sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_maskz_loadu_epi8(mask, v[i] + d), q0);
     }
-    for (std::size_t i = 0; i < N; ++i) out[i] = _mm512_reduce_add_epi32(sums[i]);
+    return sum_four_avx512(sums);
 }
 
 AVX512 void dot_i8_avx512(const void* query, const std::byte* const* codes, std::size_t n, std::size_t dim,
@@ -135,8 +143,13 @@ AVX512 void dot_i8_avx512(const void* query, const std::byte* const* codes, std:
     const auto* q = static_cast<const std::int8_t*>(query);
     auto* result = static_cast<std::int32_t*>(out);
     std::size_t i = 0;
-    for (; i + 4 <= n; i += 4) dot_group_i8_avx512<4>(q, codes + i, dim, result + i);
-    for (; i < n; ++i) dot_group_i8_avx512<1>(q, codes + i, dim, result + i);
+    for (; i + 4 <= n; i += 4)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(result + i), dot_four_i8_avx512(q, codes + i, dim));
+    if (i == n) return;
+    const std::byte* last[4];  // the last one again where there are fewer
+    for (std::size_t j = 0; j < 4; ++j) last[j] = codes[std::min(i + j, n - 1)];
+    _mm_mask_storeu_epi32(result + i, static_cast<__mmask8>((1u << (n - i)) - 1),
+                          dot_four_i8_avx512(q, last, dim));
 }
 
 // --- AVX2 with FMA and F16C (x86-64-v3)
@@ -231,80 +244,128 @@ std::vector<Kernels> supported_kernels() {
 
 std::string instructions() { return kernels().name; }
 
+namespace {
+
+constexpr float ROUNDS = 0x1.8p23f;  // a float32 of this size has no bits left for fractions
+
+// The components at(0) to at(dim - 1), in multiples of the factor that is returned.
+template <typename At>
+float encode_int8(At at, std::size_t dim, std::uint8_t* codes) {
+    float largest[LANES] = {}, most = 0;
+    std::size_t d = 0;
+    for (; d + LANES <= dim; d += LANES)
+        for (std::size_t lane = 0; lane < LANES; ++lane) {
+            const float size = std::fabs(at(d + lane));
+            largest[lane] = size > largest[lane] ? size : largest[lane];
+        }
+    for (; d < dim; ++d) most = std::max(most, std::fabs(at(d)));
+    for (float each : largest) most = std::max(most, each);
+    const float factor = most / 127 > 0 ? most / 127 : 1;
+    std::int32_t zero;
+    std::memcpy(&zero, &ROUNDS, 4);
+    for (d = 0; d < dim; ++d) {
+        const float shifted = at(d) / factor + ROUNDS;  // to the nearest integer, in the lowest bits
+        std::int32_t bits;
+        std::memcpy(&bits, &shifted, 4);
+        codes[d] = static_cast<std::uint8_t>(std::min(127, std::max(-127, bits - zero)) + 128);
+    }
+    return factor;
+}
+
+// c.v - c.c / 2, in as many sums as the compiler likes.
+float offset_of(const float* centre, const float* vector, std::size_t dim) {
+    float sums[LANES] = {}, rest = 0;
+    std::size_t d = 0;
+    for (; d + LANES <= dim; d += LANES)
+        for (std::size_t lane = 0; lane < LANES; ++lane)
+            sums[lane] += centre[d + lane] * (vector[d + lane] - centre[d + lane] / 2);
+    for (; d < dim; ++d) rest += centre[d] * (vector[d] - centre[d] / 2);
+    return std::accumulate(sums, sums + LANES, rest);
+}
+
+}  // namespace
+
 std::size_t Codec::bytes() const {
     return storage == Storage::float32 ? 4 * dim : storage == Storage::float16 ? 2 * dim : dim;
 }
 
-float Codec::encode(const float* vector, std::byte* codes) const {
+Scale Codec::encode(const float* vector, std::byte* codes) const {
     switch (storage) {
         case Storage::float32:
             std::memcpy(codes, vector, 4 * dim);
-            return 1;
+            return {};
         case Storage::float16:
             for (std::size_t d = 0; d < dim; ++d)
-                reinterpret_cast<std::uint16_t*>(codes)[d] = float_to_half(vector[d]);
-            return 1;
+                reinterpret_cast<std::uint16_t*>(codes)[d] = float_to_half(vector[d] - centre[d]);
+            return {};
         case Storage::int8:
             break;
     }
-    float largest = 0;
-    for (std::size_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(vector[d]));
-    const float scale = largest > 0 ? largest / 127 : 1;
-    for (std::size_t d = 0; d < dim; ++d)
-        reinterpret_cast<std::uint8_t*>(codes)[d] =
-            static_cast<std::uint8_t>(static_cast<int>(std::nearbyint(vector[d] / scale)) + 128);
-    return scale;
+    auto* bytes = reinterpret_cast<std::uint8_t*>(codes);
+    return {encode_int8([&](std::size_t d) { return vector[d] - centre[d]; }, dim, bytes),
+            offset_of(centre, vector, dim)};
 }
 
-void Codec::decode(const std::byte* codes, float scale, float* vector) const {
+void Codec::decode(const std::byte* codes, Scale scale, float* vector) const {
+    if (storage == Storage::float32) {
+        std::memcpy(vector, codes, 4 * dim);
+        return;
+    }
     for (std::size_t d = 0; d < dim; ++d)
-        vector[d] = storage == Storage::float32 ? reinterpret_cast<const float*>(codes)[d]
-                    : storage == Storage::float16
-                        ? half_to_float(reinterpret_cast<const std::uint16_t*>(codes)[d])
-                        : scale * static_cast<float>(std::to_integer<int>(codes[d]) - 128);
+        vector[d] =
+            centre[d] + (storage == Storage::float16
+                             ? half_to_float(reinterpret_cast<const std::uint16_t*>(codes)[d])
+                             : scale.factor * static_cast<float>(std::to_integer<int>(codes[d]) - 128));
 }
 
 void Query::set(const float* vector) {
-    if (codec_.storage != Storage::int8) {
-        floats_ = vector;
-        return;
-    }
-    set_int8(vector);
-}
-
-void Query::set_int8(const float* vector) {
+    if (codec_.storage != Storage::int8) return set_floats(vector);
     decoded_.resize(codec_.dim);  // a place for the codes on the way
-    scale_ = codec_.encode(vector, reinterpret_cast<std::byte*>(decoded_.data()));
-    set_stored(reinterpret_cast<const std::byte*>(decoded_.data()), scale_);
+    const Scale scale = codec_.encode(vector, reinterpret_cast<std::byte*>(decoded_.data()));
+    set_stored(reinterpret_cast<const std::byte*>(decoded_.data()), scale);
 }
 
-void Query::set_stored(const std::byte* codes, float scale) {
+void Query::set_floats(const float* vector) {
+    floats_ = vector;
+    const auto* centre = reinterpret_cast<const std::byte*>(codec_.centre);
+    if (codec_.storage == Storage::float16) kernels().f32(vector, &centre, 1, codec_.dim, &base_);
+}
+
+void Query::set_stored(const std::byte* codes, Scale scale) {
     if (codec_.storage == Storage::float32) {
-        floats_ = reinterpret_cast<const float*>(codes);
+        set_floats(reinterpret_cast<const float*>(codes));
     } else if (codec_.storage == Storage::float16) {
         decoded_.resize(codec_.dim);
         codec_.decode(codes, scale, decoded_.data());
-        floats_ = decoded_.data();
+        set_floats(decoded_.data());
     } else {
         signed_.resize(codec_.dim);
-        scale_ = scale, sum_ = 0;
+        std::int8_t* values = signed_.data();
+        std::int32_t sum = 0;  // a local one: bytes may alias the member
         for (std::size_t d = 0; d < codec_.dim; ++d) {
             const int value = std::to_integer<int>(codes[d]) - 128;
-            signed_[d] = static_cast<std::int8_t>(value);
-            sum_ += value;
+            values[d] = static_cast<std::int8_t>(value);
+            sum += value;
         }
+        scale_ = scale, sum_ = sum;
     }
 }
 
-void Query::score(const std::byte* const* codes, const float* scales, std::size_t n, float* out) const {
+void Query::score(const std::byte* const* codes, const Scale* scales, std::size_t n, float* out) const {
     if (codec_.storage == Storage::float32) return kernels().f32(floats_, codes, n, codec_.dim, out);
-    if (codec_.storage == Storage::float16) return kernels().f16(floats_, codes, n, codec_.dim, out);
+    if (codec_.storage == Storage::float16) {
+        kernels().f16(floats_, codes, n, codec_.dim, out);
+        for (std::size_t i = 0; i < n; ++i) out[i] += base_;
+        return;
+    }
     std::int32_t sums[64];
     for (std::size_t first = 0; first < n; first += 64) {
         const std::size_t some = std::min<std::size_t>(64, n - first);
         kernels().i8(signed_.data(), codes + first, some, codec_.dim, sums);
         for (std::size_t i = 0; i < some; ++i)
-            out[first + i] = scale_ * scales[first + i] * static_cast<float>(sums[i] - 128 * sum_);
+            out[first + i] =
+                scale_.factor * scales[first + i].factor * static_cast<float>(sums[i] - 128 * sum_) +
+                (scale_.offset + scales[first + i].offset);
     }
 }
 

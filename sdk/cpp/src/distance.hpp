@@ -11,15 +11,23 @@
 
 namespace uniecs {
 
-// How one vector is laid down: `codes` bytes for the components, and for int8 a scale.
+// Of int8 codes: what a code counts, and the vector's part of an inner product that they leave out.
+struct Scale {
+    float factor = 1, offset = 0;
+};
+
+// How one vector is laid down: `codes` bytes for the components, and a Scale. float16 and int8 keep the
+// difference d of a vector v from a centre c, so that vectors that differ little are told apart. For float16
+// v.w = d.w + c.w; for int8, with e the difference of w, v.w = d.e + (c.v - c.c / 2) + (c.w - c.c / 2), and
+// the brackets are the offsets.
 struct Codec {
     Storage storage;
     std::size_t dim;
+    const float* centre;  // (dim,)
 
     std::size_t bytes() const;
-    // Writes codes and returns the scale (1 but for int8).
-    float encode(const float* vector, std::byte* codes) const;
-    void decode(const std::byte* codes, float scale, float* vector) const;
+    Scale encode(const float* vector, std::byte* codes) const;
+    void decode(const std::byte* codes, Scale scale, float* vector) const;
 };
 
 // A vector in the form that stored ones are compared with: float32, or int8 beside its sum.
@@ -27,24 +35,25 @@ class Query {
   public:
     explicit Query(const Codec& codec) : codec_(codec) {}
     void set(const float* vector);
-    void set_stored(const std::byte* codes, float scale);
+    void set_stored(const std::byte* codes, Scale scale);
 
     // Inner products with n stored vectors; the value for a vector does not depend on the others.
-    void score(const std::byte* const* codes, const float* scales, std::size_t n, float* out) const;
-    float score(const std::byte* codes, float scale) const {
+    void score(const std::byte* const* codes, const Scale* scales, std::size_t n, float* out) const;
+    float score(const std::byte* codes, Scale scale) const {
         float out;
         score(&codes, &scale, 1, &out);
         return out;
     }
 
   private:
-    void set_int8(const float* vector);
+    void set_floats(const float* vector);
 
     Codec codec_;
     const float* floats_ = nullptr;
+    float base_ = 0;  // of float16: the inner product with the centre
     std::vector<float> decoded_;
     std::vector<std::int8_t> signed_;
-    float scale_ = 1;
+    Scale scale_;
     std::int32_t sum_ = 0;
 };
 

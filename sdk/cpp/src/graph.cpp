@@ -111,7 +111,7 @@ bool Graph::vector(Row row, Span<float> out) const {
     const Node node = impl_->node_of(row);
     if (node == NO_NODE || !impl_->nodes.visible(node, impl_->step.load()) || out.size() != impl_->config.dim)
         return false;
-    impl_->nodes.codec.decode(impl_->nodes.vector(node), impl_->nodes.header(node).scale, out.data());
+    impl_->nodes.codec.decode(impl_->nodes.vector(node), impl_->nodes.scale(node), out.data());
     return true;
 }
 
@@ -127,10 +127,10 @@ GraphStats Graph::stats() const {
     std::size_t upper = 0;
     for (Node node = 0; node < count; ++node)
         upper += nodes.upper_words(nodes.header(node).layers) * sizeof(Word);
-    const std::size_t scale = impl_->config.storage == Storage::int8 ? sizeof(float) : 0;
-    stats.vector_bytes = count * (nodes.codec.bytes() + scale);
+    stats.vector_bytes =
+        count * (nodes.codec.bytes() + (nodes.coarse() ? nodes.walked.bytes() : 0) + sizeof(Scale));
     stats.link_bytes = count * (1 + 2 * nodes.M) * sizeof(Word) + upper;
-    stats.other_bytes = count * (sizeof(Header) - scale) + impl_->node_by_row.bytes();
+    stats.other_bytes = count * sizeof(Header) + impl_->node_by_row.bytes();
     return stats;
 }
 

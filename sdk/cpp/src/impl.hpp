@@ -15,15 +15,17 @@ namespace uniecs {
 // Nodes of a layer that a search of the layer below starts from.
 constexpr std::size_t STARTS = 8;
 
-// A node and its inner product with the query; nearer is higher.
+// A node and its inner product with the query; nearer is higher. `marked` is for whoever keeps it.
 struct Near {
+    Near() = default;
+    Near(float score_, Node node_) : score(score_), node(node_), marked(0) {}
     float score;
-    Node node;
+    Node node : 31, marked : 1;  // Nodes has room for 2^30
 };
 inline bool nearer(const Near& a, const Near& b) { return a.score > b.score; }
 
-// The `ef` nearest nodes met so far, nearest first, and which of them were expanded (Algorithm 2's two heaps
-// in one).
+// The `ef` nearest nodes met so far, nearest first, marked once they are expanded (Algorithm 2's two heaps in
+// one).
 class Beam {
   public:
     void start(std::size_t ef);
@@ -36,23 +38,23 @@ class Beam {
   private:
     std::size_t ef_ = 0, cursor_ = 0;
     std::vector<Near> nodes_;
-    std::vector<std::uint8_t> expanded_;
 };
 
 // What one search needs of memory; kept between searches.
 struct Scratch {
-    explicit Scratch(const Codec& codec) : query(codec), other(codec) {}
+    explicit Scratch(const Nodes& nodes) : query(nodes.walked), other(nodes.walked), exact(nodes.codec) {}
 
     bool visit(Node node);  // false if it was visited before
     void forget();
 
-    Query query, other;
+    Query query, other, exact;
     Beam beam;
     std::vector<std::uint64_t> visited;
     std::vector<Node> touched, batch, order, links, skipped;
     std::vector<Near> seeds;
     std::vector<const std::byte*> codes;
-    std::vector<float> scales, scores;
+    std::vector<Scale> scales;
+    std::vector<float> scores;
     std::size_t compared = 0;
     bool gives_way = false;  // an insertion's
 };
@@ -103,6 +105,9 @@ class Graph::Impl {
     template <typename Passes>
     void exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
                std::vector<Near>& found) const;
+    void keep_best(std::vector<Near>& found, std::size_t k) const;
+    void score_anew(Scratch& s, std::size_t k, std::vector<Near>& found) const;
+    void score_exactly(Scratch& s, Span<Near> those) const;
     Node descend(Scratch& s, std::uint64_t entry, unsigned to_layer) const;
     void search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer) const;
     std::vector<Near> starts(Scratch& s, std::uint64_t entry, unsigned layer) const;
@@ -111,13 +116,14 @@ class Graph::Impl {
     void compare_batch(Scratch& s) const;
     void score_batch(Scratch& s) const;
     float score(const Scratch& s, Node node) const {
-        return s.query.score(nodes.vector(node), nodes.header(node).scale);
+        return s.query.score(nodes.codes(node), nodes.scale(node));
     }
 
     Node node_of(Row row) const;  // NO_NODE if it never was, or is removed for good
 
     // snapshot.cpp
     void save(const std::string& path, const SnapshotInfo& info) const;
+    void derive_codes();
     void load(const std::string& path, const std::string& model_id, SnapshotInfo* info);
 
     const GraphConfig config;

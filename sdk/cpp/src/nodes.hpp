@@ -1,6 +1,7 @@
 // The memory of a graph: nodes in blocks that never move, so that searches need no lock while it grows.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -82,13 +83,12 @@ class NodeLock {
     std::atomic<std::uint8_t>& flag_;
 };
 
-// The fixed fields of a node. `row`, `layers` and its vector are written before it is linked, and again only
-// after every search that could reach it has ended.
+// The fixed fields of a node. `row`, `layers` and its vector and codes are written before it is linked, and
+// again only after every search that could reach it has ended.
 struct Header {
     Row row;
     std::atomic<Step> added, removed;  // visible to a search of step s where added <= s < removed
     std::atomic<Word*> upper;          // links of layers 1 to `layers`, each a count and M nodes
-    float scale;
     std::uint8_t layers;
     std::atomic<std::uint8_t> lock;
 };
@@ -96,13 +96,36 @@ struct Header {
 class Nodes {
   public:
     explicit Nodes(const GraphConfig& config)
-        : codec{config.storage, config.dim}, M(config.M), vectors_(codec.bytes()), links_(1 + 2 * config.M) {}
+        : centre_(config.dim),
+          codec{config.storage, config.dim, centre_.data()},
+          walked{coarse() ? Storage::int8 : config.storage, config.dim, centre_.data()},
+          M(config.M),
+          vectors_(codec.bytes()),
+          codes_(walked.bytes()),
+          links_(1 + 2 * config.M) {}
     ~Nodes() {
         for (Node node = 0; node < count; ++node) delete[] header(node).upper.load();
     }
 
     Header& header(Node node) const { return *headers_.at(node); }
     std::byte* vector(Node node) const { return vectors_.at(node); }
+    // What walks compare, and its scale: the vector as stored, or beside float32 int8 codes of it.
+    std::byte* codes(Node node) const { return coarse() ? codes_.at(node) : vectors_.at(node); }
+    Scale& scale(Node node) const { return *scales_.at(node); }
+    bool coarse() const { return codec.storage == Storage::float32; }
+    void derive_codes(Node node) const {
+        if (coarse()) scale(node) = walked.encode(reinterpret_cast<const float*>(vector(node)), codes(node));
+    }
+    // Of int8 codes; (dim,).
+    std::vector<float>& centre() { return centre_; }
+    const std::vector<float>& centre() const { return centre_; }
+    // The mean of n vectors, vector(0) to vector(n - 1): before there are codes.
+    template <typename Vector>
+    void set_centre(std::size_t n, Vector vector) {
+        std::fill(centre_.begin(), centre_.end(), 0.0f);
+        for (std::size_t i = 0; i < n; ++i)
+            for (std::size_t d = 0; d < codec.dim; ++d) centre_[d] += vector(i)[d] / static_cast<float>(n);
+    }
     // Links of a node in a layer: a count, then nodes.
     Word* links(Node node, unsigned layer) const {
         return layer == 0 ? links_.at(node)
@@ -124,17 +147,24 @@ class Nodes {
     void reach(Node node) {  // one thread at a time
         headers_.reach(node);
         vectors_.reach(node);
+        scales_.reach(node);
+        if (coarse()) codes_.reach(node);
         links_.reach(node);
     }
 
-    const Codec codec;
+  private:
+    std::vector<float> centre_;
+
+  public:
+    const Codec codec, walked;
     const std::size_t M;
     std::atomic<Node> count{0};  // places ever given
 
   private:
     static constexpr unsigned BITS = 14;
     BlockTable<Header, BITS> headers_;
-    BlockTable<std::byte, BITS> vectors_;
+    BlockTable<std::byte, BITS> vectors_, codes_;
+    BlockTable<Scale, BITS> scales_;
     BlockTable<Word, BITS> links_;
 };
 

@@ -64,7 +64,7 @@ void Graph::Impl::repair_node(Scratch& s, Node node) {
                 if (onward[i] != node && nodes.linked_for_good(onward[i])) near.insert(onward[i]);
         }
         if (lost == 0) continue;
-        s.query.set_stored(nodes.vector(node), nodes.header(node).scale);
+        s.query.set_stored(nodes.codes(node), nodes.scale(node));
         const bool bereft =
             layer > 0 || static_cast<double>(lost) > SEARCH_SHARE * static_cast<double>(links.size());
         if (bereft && entry_node() != node && layer <= entry_layers()) {

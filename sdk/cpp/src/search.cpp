@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t DEFAULT_EF = 128;
 // A filtered search around the query: nodes that pass, for each that is asked for (10 at least). More where
 // more pass, or the walk would be short; more where few pass, for then it leads far.
-constexpr double NARROW = 1.1, NARROW_DENSE = 1.6, NARROW_SPARSE = 3, NARROW_MOST = 4;
+constexpr double NARROW = 1.1, NARROW_DENSE = 2, NARROW_SPARSE = 3, NARROW_MOST = 4;
 constexpr double SPARSE_SHARE = 0.1;
 // Beyond so many, breadths and costs grow by powers of the cube root.
 constexpr double LARGE = 100'000;
@@ -25,6 +25,8 @@ constexpr double ELSEWHERE = 0.35, SURE = 12;
 // What breadth costs in vectors compared in order: unfiltered and around the query, and elsewhere.
 constexpr std::size_t COMPARED_PER_EF = 24, WALKED_PER_EF = 40;
 constexpr double EXACT = 2000;  // so few are always compared: no walk is much faster
+// Of what a walk by codes found, at least so many at a time are scored by their vectors.
+constexpr std::size_t LEAST_RESCORED = 10;
 // The CPU itself fetches on from here.
 constexpr std::size_t PREFETCHED_BYTES = 256;
 
@@ -44,28 +46,27 @@ void prefetch_start(const std::byte* codes, std::size_t bytes) {
 
 void Beam::start(std::size_t ef) {
     ef_ = ef, cursor_ = 0;
-    nodes_.clear(), expanded_.clear();
-    nodes_.reserve(ef + 1), expanded_.reserve(ef + 1);
+    nodes_.clear();
+    nodes_.reserve(ef);
 }
 
 void Beam::add(float score, Node node) {
     if (!takes(score)) return;
-    const auto place = static_cast<std::size_t>(
-        std::upper_bound(nodes_.begin(), nodes_.end(), Near{score, node}, nearer) - nodes_.begin());
-    if (nodes_.size() == ef_) nodes_.pop_back(), expanded_.pop_back();
-    nodes_.insert(nodes_.begin() + static_cast<std::ptrdiff_t>(place), {score, node});
-    expanded_.insert(expanded_.begin() + static_cast<std::ptrdiff_t>(place), 0);
-    cursor_ = std::min(cursor_, place);
+    const Near one{score, node};
+    const auto place = std::upper_bound(nodes_.begin(), nodes_.end(), one, nearer) - nodes_.begin();
+    if (nodes_.size() == ef_) nodes_.pop_back();
+    nodes_.insert(nodes_.begin() + place, one);
+    cursor_ = std::min(cursor_, static_cast<std::size_t>(place));
 }
 
 Node Beam::peek() {
-    while (cursor_ < nodes_.size() && expanded_[cursor_]) ++cursor_;
+    while (cursor_ < nodes_.size() && nodes_[cursor_].marked) ++cursor_;
     return cursor_ == nodes_.size() ? NO_NODE : nodes_[cursor_].node;
 }
 
 Node Beam::next() {
     const Node node = peek();
-    if (node != NO_NODE) expanded_[cursor_] = 1;
+    if (node != NO_NODE) nodes_[cursor_].marked = 1;
     return node;
 }
 
@@ -92,7 +93,7 @@ Graph::Impl::Lent::Lent(const Impl& impl) : impl_(impl) {
             impl.idle.pop_back();
         }
     }
-    if (!scratch_) scratch_ = std::make_unique<Scratch>(impl.nodes.codec);
+    if (!scratch_) scratch_ = std::make_unique<Scratch>(impl.nodes);
     scratch_->compared = 0;
     scratch_->gives_way = false;
 }
@@ -123,11 +124,10 @@ void Graph::Impl::compare_batch(Scratch& s) const {
     const std::size_t n = s.batch.size();
     s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
     for (std::size_t i = 0; i < n; ++i) {
-        s.codes[i] = nodes.vector(s.batch[i]);
-        prefetch_start(s.codes[i], nodes.codec.bytes());
+        s.codes[i] = nodes.codes(s.batch[i]);
+        prefetch_start(s.codes[i], nodes.walked.bytes());
     }
-    if (config.storage == Storage::int8)
-        for (std::size_t i = 0; i < n; ++i) s.scales[i] = nodes.header(s.batch[i]).scale;
+    for (std::size_t i = 0; i < n; ++i) s.scales[i] = nodes.scale(s.batch[i]);
     s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
     s.compared += n;
 }
@@ -152,8 +152,8 @@ Node Graph::Impl::descend(Scratch& s, std::uint64_t start, unsigned to_layer) co
                 read_links(nodes.links(best, layer), nodes.most_links(layer), s.links.data());
             s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
             for (std::size_t i = 0; i < n; ++i) {
-                s.codes[i] = nodes.vector(s.links[i]);
-                s.scales[i] = nodes.header(s.links[i]).scale;
+                s.codes[i] = nodes.codes(s.links[i]);
+                s.scales[i] = nodes.scale(s.links[i]);
             }
             s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
             s.compared += n;
@@ -205,11 +205,12 @@ bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_
     s.seeds.clear();
     s.beam.start(ef);
     std::size_t expanded = 0, passing = 0;
-    const auto meet = [&](const Near& each) {
+    const auto meet = [&](Near each) {
         if (!s.beam.takes(each.score)) return;
+        each.marked = passes(each.node);
         s.seeds.push_back(each);
         std::push_heap(s.seeds.begin(), s.seeds.end(), further);
-        if (passes(each.node)) s.beam.add(each.score, each.node);
+        if (each.marked) s.beam.add(each.score, each.node);
     };
     const auto elsewhere = [&] {
         const double expected = share * static_cast<double>(expanded);
@@ -221,12 +222,12 @@ bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_
     }
     while (!s.seeds.empty() && s.beam.takes(s.seeds.front().score)) {
         if (elsewhere()) return false;
-        const Node node = s.seeds.front().node;
+        const Near next = s.seeds.front();
         std::pop_heap(s.seeds.begin(), s.seeds.end(), further);
         s.seeds.pop_back();
         if (!s.seeds.empty()) prefetch_links(s.seeds.front().node);
-        ++expanded, passing += passes(node);
-        gather(s, node, 0);
+        ++expanded, passing += next.marked;
+        gather(s, next.node, 0);
         for (Node near : s.batch) prefetch(&nodes.header(near));  // `passes` reads it
         compare_batch(s);
         for (std::size_t i = 0; i < s.batch.size(); ++i) meet({s.scores[i], s.batch[i]});
@@ -283,10 +284,10 @@ void Graph::Impl::exact(Scratch& s, std::size_t k, const RowSet::Words* filter, 
                 s.codes.push_back(nodes.vector(node));
                 prefetch_start(s.codes.back(), nodes.codec.bytes());
             }
-        for (Node node : s.order) s.scales.push_back(nodes.header(node).scale);
+        for (Node node : s.order) s.scales.push_back(nodes.scale(node));
         const std::size_t n = s.order.size();
         s.scores.resize(n);
-        s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
+        s.exact.score(s.codes.data(), s.scales.data(), n, s.scores.data());
         s.compared += n;
         for (std::size_t i = 0; i < n; ++i)
             if (s.scores[i] >= worst) found.push_back({s.scores[i], s.order[i]});
@@ -311,6 +312,48 @@ void Graph::Impl::exact(Scratch& s, std::size_t k, const RowSet::Words* filter, 
     else
         for (Node node = 0, n = nodes.count.load(std::memory_order_acquire); node < n; ++node) offer(node);
     take();
+}
+
+// The k best, in order; equal ones by lower row.
+void Graph::Impl::keep_best(std::vector<Near>& found, std::size_t k) const {
+    k = std::min(k, found.size());
+    std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(k), found.end(),
+                      [&](const Near& a, const Near& b) {
+                          return a.score != b.score ? a.score > b.score
+                                                    : nodes.header(a.node).row < nodes.header(b.node).row;
+                      });
+    found.resize(k);
+}
+
+// What a walk by codes found, nearest first by them, scored by the vectors themselves: twice k, and on for as
+// long as k more, with all whose codes tie, bring a better one. What is not scored is dropped.
+void Graph::Impl::score_anew(Scratch& s, std::size_t k, std::vector<Near>& found) const {
+    const std::size_t n = found.size(), some = std::max<std::size_t>(k, LEAST_RESCORED);
+    float worst = -std::numeric_limits<float>::infinity();
+    std::size_t first = 0, last = 0;
+    for (bool better = true; better && last < n; first = last) {
+        last = std::min(n, first ? first + some : 2 * some);
+        while (last < n && found[last].score == found[last - 1].score) ++last;
+        score_exactly(s, {found.data() + first, last - first});
+        better = std::any_of(found.begin() + static_cast<std::ptrdiff_t>(first),
+                             found.begin() + static_cast<std::ptrdiff_t>(last),
+                             [&](const Near& each) { return each.score > worst; });
+        const auto kth = found.begin() + static_cast<std::ptrdiff_t>(std::min(k, last) - 1);
+        std::nth_element(found.begin(), kth, found.begin() + static_cast<std::ptrdiff_t>(last), nearer);
+        worst = kth->score;
+    }
+    found.resize(last);
+}
+
+void Graph::Impl::score_exactly(Scratch& s, Span<Near> those) const {
+    const std::size_t n = those.size();
+    s.codes.resize(n), s.scales.assign(n, {}), s.scores.resize(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        s.codes[i] = nodes.vector(those[i].node);
+        prefetch_start(s.codes[i], nodes.codec.bytes());
+    }
+    s.exact.score(s.codes.data(), s.scales.data(), n, s.scores.data());
+    for (std::size_t i = 0; i < n; ++i) those[i].score = s.scores[i];
 }
 
 Node Graph::Impl::node_of(Row row) const {
@@ -373,6 +416,7 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     if (from == 0) return hits;
     Lent s(*this);
     s->query.set(query.data());
+    s->exact.set(query.data());
     std::vector<Near> found;
     const auto visible = [&](Node node) {
         return nodes.visible(node, now) && (!filter || filter->contains(nodes.header(node).row));
@@ -400,14 +444,11 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
         found.clear();
         exact(*s, k, filter.get(), [&](Node node) { return nodes.visible(node, now); }, found);
     }
-    const auto before = [&](const Near& a, const Near& b) {
-        return a.score != b.score ? a.score > b.score : nodes.header(a.node).row < nodes.header(b.node).row;
-    };
-    k = std::min(k, found.size());
-    std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(k), found.end(), before);
-    for (std::size_t i = 0; i < k; ++i) {
-        hits.rows.push_back(nodes.header(found[i].node).row);
-        hits.scores.push_back(found[i].score);
+    if (nodes.coarse() && hits.plan.strategy != Strategy::exact) score_anew(*s, k, found);
+    keep_best(found, k);
+    for (const Near& each : found) {
+        hits.rows.push_back(nodes.header(each.node).row);
+        hits.scores.push_back(each.score);
     }
     hits.plan.compared = s->compared;
     return hits;

@@ -1,6 +1,7 @@
 // The file of a graph: docs/index-format.md. Little-endian; written beside its path, flushed and renamed.
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <unordered_set>
@@ -20,8 +21,9 @@ namespace uniecs {
 namespace {
 
 constexpr char MAGIC[8] = {'U', 'E', 'C', 'S', 'H', 'N', 'S', 'W'};
-constexpr std::uint32_t VERSION = 1;
+constexpr std::uint32_t VERSION = 1, VERSION_WITH_CENTRE = 2;
 constexpr std::size_t LARGEST_MODEL_ID = 4096;
+constexpr float LARGEST = 1e6;  // of what unit vectors keep far below: so that no score is NaN
 
 static_assert(sizeof(Word) == 4, "links are read into place");
 
@@ -126,6 +128,10 @@ class Reader {
     std::uint32_t crc_ = 0;
 };
 
+std::uint32_t version_of(Storage storage) {
+    return storage == Storage::float32 ? VERSION : VERSION_WITH_CENTRE;
+}
+
 unsigned process_id() {
 #if defined(_WIN32)
     return static_cast<unsigned>(_getpid());
@@ -141,7 +147,7 @@ void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const 
     Writer file(path + "." + std::to_string(process_id()) + ".tmp");
     const Node count = nodes.count.load();
     file.write(MAGIC, sizeof MAGIC);
-    const Fixed fixed{VERSION,
+    const Fixed fixed{version_of(config.storage),
                       static_cast<std::uint32_t>(config.storage),
                       config.dim,
                       config.M,
@@ -153,6 +159,8 @@ void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const 
                       entry.load()};
     file.write(&fixed, sizeof fixed);
     file.write(info.model_id.data(), info.model_id.size());
+    const bool centred = config.storage != Storage::float32;
+    if (centred) file.write(nodes.centre().data(), config.dim * sizeof(float));
     std::vector<Node> links(2 * config.M);
     for (Node node = 0; node < count; ++node) {
         const Header& header = nodes.header(node);
@@ -162,7 +170,9 @@ void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const 
                                        kept ? header.layers : std::uint8_t{0}, 0, 0};
         file.write(&row, 8);
         file.write(marks, 4);
-        file.write(&header.scale, 4);
+        const Scale scale = centred ? nodes.scale(node) : Scale{};
+        file.write(&scale.factor, 4);
+        if (centred) file.write(&scale.offset, 4);
         file.write(nodes.vector(node), nodes.codec.bytes());
         for (unsigned layer = 0; layer <= marks[1]; ++layer) {
             const std::size_t most = nodes.most_links(layer);
@@ -175,6 +185,17 @@ void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const 
     file.finish(path);
 }
 
+// What walks compare is not in the file: it follows from the vectors.
+void Graph::Impl::derive_codes() {
+    if (!nodes.coarse()) return;
+    std::vector<Node> filled;
+    for (Node node = 0; node < nodes.count; ++node)
+        if (nodes.header(node).row != 0) filled.push_back(node);
+    nodes.set_centre(filled.size(),
+                     [&](std::size_t i) { return reinterpret_cast<const float*>(nodes.vector(filled[i])); });
+    for (Node node : filled) nodes.derive_codes(node);
+}
+
 void Graph::Impl::load(const std::string& path, const std::string& model_id, SnapshotInfo* info) {
     Reader file(path);
     char magic[sizeof MAGIC];
@@ -182,9 +203,9 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
     if (std::memcmp(magic, MAGIC, sizeof magic) != 0) file.damaged("it is no graph of uniecs");
     Fixed fixed;
     file.read(&fixed, sizeof fixed);
-    if (fixed.version != VERSION)
+    if (fixed.version != version_of(config.storage))
         file.damaged("its format version is " + std::to_string(fixed.version) + "; expected " +
-                     std::to_string(VERSION));
+                     std::to_string(version_of(config.storage)));
     if (fixed.storage != static_cast<std::uint32_t>(config.storage) || fixed.dim != config.dim ||
         fixed.M != config.M || fixed.ef_construction != config.ef_construction)
         file.damaged("it was made with another dim, M, ef_construction or storage");
@@ -194,6 +215,8 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
     file.read(found.model_id.data(), found.model_id.size());
     if (found.model_id != model_id)
         file.damaged("it holds vectors of " + found.model_id + "; expected " + model_id);
+    const bool centred = config.storage != Storage::float32;
+    if (centred) file.read(nodes.centre().data(), config.dim * sizeof(float));
     const auto count = static_cast<Node>(fixed.nodes);
     std::vector<Node> links(2 * config.M);
     for (Node node = 0; node < count; ++node) {
@@ -202,7 +225,8 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
         std::uint8_t marks[4];
         file.read(&header.row, 8);
         file.read(marks, 4);
-        file.read(&header.scale, 4);
+        file.read(&nodes.scale(node).factor, 4);
+        if (centred) file.read(&nodes.scale(node).offset, 4);
         file.read(nodes.vector(node), nodes.codec.bytes());
         if (header.row > found.last_row || marks[0] > 1 || marks[1] > 24 ||
             (header.row == 0 && (marks[0] || marks[1])))
@@ -234,6 +258,13 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
             file.damaged("row " + std::to_string(header.row) + " is in it twice");
         node_by_row.reach(header.row)->store(node + 1);
         ++(header.removed.load() == NEVER ? live : removed);
+    }
+    derive_codes();
+    for (Node node = 0; node < count; ++node) {
+        const Scale& scale = nodes.scale(node);
+        if (nodes.header(node).row != 0 &&
+            !(std::fabs(scale.factor) <= LARGEST && std::fabs(scale.offset) <= LARGEST))
+            file.damaged("the vector of node " + std::to_string(node) + " is no unit vector");
     }
     // Links of a layer must lead to nodes that are in it.
     for (Node node = 0; node < count; ++node)

@@ -51,7 +51,8 @@ class Span {
     std::size_t size_ = 0;
 };
 
-// How vectors lie in the graph. float16 and int8 are for finding candidates: score them anew from the store.
+// How vectors lie in the graph. Beside float32 there are int8 codes: walks compare those, and score what they
+// find by the vectors. float16 and int8 alone are for finding candidates: score them anew from the store.
 enum class Storage : std::uint32_t { float32 = 0, float16 = 1, int8 = 2 };
 
 struct GraphConfig {
@@ -143,7 +144,7 @@ class Graph {
                unsigned threads = 1);
 
     // Take removed nodes out of the links of the others and free their places. `apply` does so by itself once
-    // a fifth of the nodes are removed ones. Searches go on meanwhile.
+    // three in ten nodes are removed ones. Searches go on meanwhile.
     void repair(unsigned threads = 1);
 
     // The k rows nearest to a unit vector (dim). Throws std::invalid_argument for another width.
