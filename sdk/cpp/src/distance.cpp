@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "half.hpp"
@@ -260,11 +261,12 @@ float encode_int8(At at, std::size_t dim, std::uint8_t* codes) {
         }
     for (; d < dim; ++d) most = std::max(most, std::fabs(at(d)));
     for (float each : largest) most = std::max(most, each);
-    const float factor = most / 127 > 0 ? most / 127 : 1;
+    const float factor = most / 127 >= std::numeric_limits<float>::min() ? most / 127 : 1,
+                levels = 1 / factor;
     std::int32_t zero;
     std::memcpy(&zero, &ROUNDS, 4);
     for (d = 0; d < dim; ++d) {
-        const float shifted = at(d) / factor + ROUNDS;  // to the nearest integer, in the lowest bits
+        const float shifted = at(d) * levels + ROUNDS;  // to the nearest integer, in the lowest bits
         std::int32_t bits;
         std::memcpy(&bits, &shifted, 4);
         codes[d] = static_cast<std::uint8_t>(std::min(127, std::max(-127, bits - zero)) + 128);

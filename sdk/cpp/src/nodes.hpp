@@ -116,15 +116,18 @@ class Nodes {
     void derive_codes(Node node) const {
         if (coarse()) scale(node) = walked.encode(reinterpret_cast<const float*>(vector(node)), codes(node));
     }
-    // Of int8 codes; (dim,).
+    // What float16 and int8 count from; (dim,).
     std::vector<float>& centre() { return centre_; }
     const std::vector<float>& centre() const { return centre_; }
     // The mean of n vectors, vector(0) to vector(n - 1): before there are codes.
     template <typename Vector>
     void set_centre(std::size_t n, Vector vector) {
         std::fill(centre_.begin(), centre_.end(), 0.0f);
-        for (std::size_t i = 0; i < n; ++i)
-            for (std::size_t d = 0; d < codec.dim; ++d) centre_[d] += vector(i)[d] / static_cast<float>(n);
+        const float share = 1 / static_cast<float>(std::max<std::size_t>(1, n));
+        for (std::size_t i = 0; i < n; ++i) {
+            const float* one = vector(i);
+            for (std::size_t d = 0; d < codec.dim; ++d) centre_[d] += share * one[d];
+        }
     }
     // Links of a node in a layer: a count, then nodes.
     Word* links(Node node, unsigned layer) const {
