@@ -221,9 +221,6 @@ AVX2 void dot_i8_avx2(const void* query, const std::byte* const* codes, std::siz
 }
 #endif
 
-#ifdef UNIECS_X86
-#endif
-
 const Kernels& kernels() {
     static const Kernels fastest = supported_kernels().front();
     return fastest;
@@ -249,9 +246,9 @@ namespace {
 
 constexpr float ROUNDS = 0x1.8p23f;  // a float32 of this size has no bits left for fractions
 
-// The components at(0) to at(dim - 1), in multiples of the factor that is returned.
-template <typename At>
-float encode_int8(At at, std::size_t dim, std::uint8_t* codes) {
+// What the vector differs from the centre, in multiples of the factor that is returned.
+float encode_int8(const float* vector, const float* centre, std::size_t dim, std::byte* codes) {
+    const auto at = [&](std::size_t d) { return vector[d] - centre[d]; };
     float largest[LANES] = {}, most = 0;
     std::size_t d = 0;
     for (; d + LANES <= dim; d += LANES)
@@ -269,7 +266,8 @@ float encode_int8(At at, std::size_t dim, std::uint8_t* codes) {
         const float shifted = at(d) * levels + ROUNDS;  // to the nearest integer, in the lowest bits
         std::int32_t bits;
         std::memcpy(&bits, &shifted, 4);
-        codes[d] = static_cast<std::uint8_t>(std::min(127, std::max(-127, bits - zero)) + 128);
+        reinterpret_cast<std::uint8_t*>(codes)[d] =
+            static_cast<std::uint8_t>(std::min(127, std::max(-127, bits - zero)) + 128);
     }
     return factor;
 }
@@ -303,9 +301,7 @@ Scale Codec::encode(const float* vector, std::byte* codes) const {
         case Storage::int8:
             break;
     }
-    auto* bytes = reinterpret_cast<std::uint8_t*>(codes);
-    return {encode_int8([&](std::size_t d) { return vector[d] - centre[d]; }, dim, bytes),
-            offset_of(centre, vector, dim)};
+    return {encode_int8(vector, centre, dim, codes), offset_of(centre, vector, dim)};
 }
 
 void Codec::decode(const std::byte* codes, Scale scale, float* vector) const {

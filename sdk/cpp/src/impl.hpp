@@ -47,7 +47,7 @@ struct Scratch {
     bool visit(Node node);  // false if it was visited before
     void forget();
 
-    Query query, other, exact;
+    Query query, other, exact;  // `exact` where codes lie beside the vectors
     Beam beam;
     std::vector<std::uint64_t> visited;
     std::vector<Node> touched, batch, order, links, skipped;

@@ -274,6 +274,7 @@ bool Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& pl
 template <typename Passes>
 void Graph::Impl::exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
                         std::vector<Near>& found) const {
+    const Query& by = nodes.coarse() ? s.exact : s.query;
     float worst = -std::numeric_limits<float>::infinity();
     // In three passes over a few nodes, each of which fetches what the next reads.
     const auto take = [&] {
@@ -287,7 +288,7 @@ void Graph::Impl::exact(Scratch& s, std::size_t k, const RowSet::Words* filter, 
         for (Node node : s.order) s.scales.push_back(nodes.scale(node));
         const std::size_t n = s.order.size();
         s.scores.resize(n);
-        s.exact.score(s.codes.data(), s.scales.data(), n, s.scores.data());
+        by.score(s.codes.data(), s.scales.data(), n, s.scores.data());
         s.compared += n;
         for (std::size_t i = 0; i < n; ++i)
             if (s.scores[i] >= worst) found.push_back({s.scores[i], s.order[i]});
@@ -416,7 +417,7 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     if (from == 0) return hits;
     Lent s(*this);
     s->query.set(query.data());
-    s->exact.set(query.data());
+    if (nodes.coarse()) s->exact.set(query.data());
     std::vector<Near> found;
     const auto visible = [&](Node node) {
         return nodes.visible(node, now) && (!filter || filter->contains(nodes.header(node).row));
