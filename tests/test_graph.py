@@ -118,6 +118,27 @@ def test_filters_keep_the_recall_at_every_selectivity(share: float, kind: str) -
     assert recall(found, true) >= 0.95
 
 
+def test_a_harder_catalogue_gets_a_broader_walk(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    spread = random.normal(size=(20_100, DIM)).astype(np.float32)  # no clusters: hard to find one's way in
+    spread /= np.linalg.norm(spread, axis=1, keepdims=True)
+    vectors, queries = spread[:20_000], spread[20_000:]
+    graph = filled(unit(20_000))
+    before = graph.search(queries[:1], 10)[2]["ef"]
+    rows = np.arange(20_001, 40_001, dtype=np.uint64)
+    graph.apply(graph.rows(), rows, vectors, 2)
+    graph.save(str(tmp_path / "graph"), "model", 1, 40_000)
+    for each in (graph, Graph.load(str(tmp_path / "graph"), DIM, 16, 100, "float32", "model")[0]):
+        found, _, plan = each.search(queries, 10)
+        assert plan["ef"] > before and recall(found, nearest(queries, vectors, rows, 10)) >= 0.95
+        for share in (0.6, 1.0):
+            for key in (random.random(20_000), vectors @ random.normal(size=DIM)):
+                some = key <= np.quantile(key, share)
+                found, _, plan = each.search(queries, 10, RowSet(rows[some]))
+                assert plan["strategy"] == "filtered graph"
+                assert recall(found, nearest(queries, vectors[some], rows[some], 10)) >= 0.95
+
+
 def test_the_planner_goes_from_exact_to_the_graph() -> None:
     graph = filled(unit(20_000))
     chosen = [

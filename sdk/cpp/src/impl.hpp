@@ -1,4 +1,4 @@
-// What a Graph consists of; its parts are in build.cpp, search.cpp, repair.cpp and snapshot.cpp.
+// What a Graph consists of; its parts are in breadth.cpp, build.cpp, search.cpp, repair.cpp and snapshot.cpp.
 #pragma once
 
 #include <algorithm>
@@ -56,7 +56,8 @@ struct Scratch {
     std::vector<Scale> scales;
     std::vector<float> scores;
     std::size_t compared = 0;
-    bool gives_way = false;  // an insertion's
+    bool gives_way = false;  // where the walk is a change's
+    Node hidden = NO_NODE;   // walks in the lowest layer do not meet it
 };
 
 class Graph::Impl {
@@ -90,6 +91,9 @@ class Graph::Impl {
     void repair(unsigned threads);
     void repair_node(Scratch& s, Node node);
     void choose_entry();
+
+    // breadth.cpp
+    void measure_breadth(std::size_t changes);
 
     // search.cpp
     Hits search(Span<const float> query, std::size_t k, const SearchOptions& options) const;
@@ -132,6 +136,8 @@ class Graph::Impl {
     std::atomic<std::uint64_t> entry{0};            // the node to start from, plus one, below its layers
     std::atomic<Step> step{1};                      // of the last `apply`; 0 is before all
     std::atomic<std::size_t> live{0}, removed{0};   // `removed`: still linked
+    std::atomic<std::size_t> breadth{30};           // of a walk that finds nearly all of the ten nearest
+    std::size_t changed = 0;                        // nodes, since that was measured
     mutable std::mutex writing;                     // one change at a time
     std::mutex entering;                            // a node that may become the entry
     std::vector<Node> free;

@@ -11,14 +11,15 @@ namespace {
 // All by measurement (benchmarks/index.py), for a recall@10 above 0.95 on its catalogues.
 constexpr std::size_t DEFAULT_EF = 128;
 // A filtered search around the query: nodes that pass, for each that is asked for (10 at least). More where
-// more pass, or the walk would be short; more where few pass, for then it leads far.
-constexpr double NARROW = 1.1, NARROW_DENSE = 2, NARROW_SPARSE = 3, NARROW_MOST = 4;
+// few pass, for then it leads far; where more pass it needs the breadth of a search without a filter.
+constexpr double NARROW = 1.1, NARROW_SPARSE = 3, NARROW_MOST = 4;
 constexpr double SPARSE_SHARE = 0.1;
 // Beyond so many, breadths and costs grow by powers of the cube root.
 constexpr double LARGE = 100'000;
-// A filtered search elsewhere, through nodes that pass alone: the breadth, broader below this share.
+// A filtered search elsewhere, through nodes that pass alone: the breadth, broader below the first share and
+// narrower above the second.
 constexpr std::size_t WIDE_EF = 192;
-constexpr double DENSE_SHARE = 0.15;
+constexpr double THIN_SHARE = 0.15, DENSE_SHARE = 0.25;
 // What passes lies elsewhere if, of the nodes around the query, less than this part of the expected number
 // passes; judged once so many are expected.
 constexpr double ELSEWHERE = 0.35, SURE = 12;
@@ -166,6 +167,7 @@ Node Graph::Impl::descend(Scratch& s, std::uint64_t start, unsigned to_layer) co
 // Algorithm 2 in one layer; the beam holds the result.
 void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer) const {
     s.forget();
+    if (s.hidden != NO_NODE) s.visit(s.hidden);
     s.beam.start(ef);
     for (const Near& entry : entries) {
         s.visit(entry.node);
@@ -372,18 +374,20 @@ Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t 
     Plan plan;
     plan.matching = matching;
     const double share = share_of(matching);
+    const auto unfiltered = static_cast<double>(breadth.load());
     const double large = std::max(1.0, std::cbrt(static_cast<double>(live.load()) / LARGE));
     if (options.ef) {
         plan.ef = plan.narrow_ef = std::max(options.ef, k);
     } else if (!options.filter) {
-        plan.ef = plan.narrow_ef = std::max(DEFAULT_EF, 2 * k);
+        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, breadth.load()});
     } else {
         const double more = std::sqrt(large), sparse = std::max(0.0, more * SPARSE_SHARE / share - 1);
-        const double each =
-            std::min(more * NARROW_MOST, NARROW + NARROW_DENSE * share + NARROW_SPARSE * sparse);
-        plan.narrow_ef =
-            static_cast<std::size_t>(large * each * static_cast<double>(std::max<std::size_t>(k, 10)));
-        const double wide = large * large * WIDE_EF * std::clamp(more * DENSE_SHARE / share, 1.0, 4.0);
+        const double each = large * std::min(more * NARROW_MOST, NARROW + NARROW_SPARSE * sparse) +
+                            share * (unfiltered / 10 - 1);
+        plan.narrow_ef = static_cast<std::size_t>(each * static_cast<double>(std::max<std::size_t>(k, 10)));
+        const double thin = std::min(more * THIN_SHARE / share, 4.0),
+                     dense = std::min(DENSE_SHARE / share, 1.0);
+        const double wide = std::max(2 * unfiltered, large * large * WIDE_EF * std::max(thin, dense));
         plan.ef = std::max(static_cast<std::size_t>(wide), 2 * k);
     }
     const std::size_t ef = options.filter ? plan.narrow_ef : plan.ef;

@@ -280,6 +280,7 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
                                   fixed.entry >> 32 != nodes.header(start).layers)
         file.damaged("its entry is no node");
     entry.store(fixed.entry);
+    measure_breadth(live);
     if (info) *info = found;
 }
 
