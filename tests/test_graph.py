@@ -135,8 +135,71 @@ def test_a_harder_catalogue_gets_a_broader_walk(tmp_path: Path) -> None:
             for key in (random.random(20_000), vectors @ random.normal(size=DIM)):
                 some = key <= np.quantile(key, share)
                 found, _, plan = each.search(queries, 10, RowSet(rows[some]))
-                assert plan["strategy"] == "filtered graph"
+                assert share < 1 or plan["strategy"] == "filtered graph"
                 assert recall(found, nearest(queries, vectors[some], rows[some], 10)) >= 0.95
+
+
+def alike(groups: int, each: int, others: int, apart: float) -> tuple[Vectors, Vectors]:
+    """Groups of vectors at one place, one group after the other, then others; and queries."""
+    random = np.random.default_rng(5)
+    vectors = unit(groups + others + 50)
+    vectors, queries = np.concatenate([np.repeat(vectors[:groups], each, 0), vectors[groups:-50]]), vectors[-50:]
+    vectors = vectors + np.float32(apart / DIM**0.5) * random.normal(size=vectors.shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), queries
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("apart", [0.0, 0.01])
+@pytest.mark.parametrize("groups", [10, 400])
+def test_vectors_at_one_place_do_not_hide_the_others(storage: str, apart: float, groups: int) -> None:
+    vectors, queries = alike(groups, 4000 // groups, 4000, apart)
+    graph = filled(vectors, storage)
+    own = np.stack(
+        [vector for row in range(1, 8001) if (vector := graph.vector(row)) is not None]
+    )  # as stored: what is found, not how exactly
+    for share, ef in ((None, 64), (0.5, 48), (0.1, 48)):
+        rows = np.arange(1, 8001, round(1 / (share or 1)), dtype=np.uint64)
+        allowed, strategy = (RowSet(rows), "filtered graph") if share else (None, "graph")
+        found, _, _ = graph.search(queries, 10, allowed, ef=ef, strategy=strategy)
+        scores = queries @ own.T
+        tenth = np.sort(scores[:, rows.astype(np.int64) - 1], axis=1)[:, -10]
+        hit = np.take_along_axis(scores, found.astype(np.int64) - 1, axis=1) >= tenth[:, np.newaxis] - 1e-3
+        assert hit.mean() >= 0.95
+        assert all(len(set(each)) == 10 for each in found.tolist())
+
+
+def test_twins_live_on_when_the_first_of_them_goes(tmp_path: Path) -> None:
+    place = unit(1)
+    graph = filled(np.concatenate([np.repeat(place, 300, 0), unit(700, 1)]))
+
+    def twins(graph: Graph, k: int, allowed: RowSet | None = None) -> list[int]:
+        strategy = "filtered graph" if allowed else "graph"
+        return [int(row) for row in graph.search(place, k, allowed, ef=64, strategy=strategy)[0][0]]
+
+    twin = RowSet(np.array([250], np.uint64))
+    for first, last, left in ((1, 10, range(11, 301)), (11, 239, range(240, 301)), (301, 900, range(240, 301))):
+        graph.apply(np.arange(first, last + 1, dtype=np.uint64), NONE, np.zeros((0, DIM), np.float32), 2)
+        graph.save(str(tmp_path / "graph"), "m", 1, 1000)
+        again, _, _ = Graph.load(str(tmp_path / "graph"), DIM, 16, 100, "float32", "m")
+        for each in (graph, again):
+            assert twins(each, len(left)) == list(left)
+            assert twins(each, 1, twin) == [250]
+        graph.repair(2)
+        assert twins(graph, len(left)) == list(left)
+    more = np.arange(1001, 1401, dtype=np.uint64)  # in places that are free again
+    graph.apply(NONE, more, np.repeat(place, 400, 0), 2)
+    assert twins(graph, 461) == [*range(240, 301), *more.tolist()]
+
+
+def test_a_twin_replaced_over_and_over_is_found_once() -> None:
+    place = unit(1)
+    graph = filled(np.concatenate([np.repeat(place, 20, 0), unit(3000, 1)]))
+    for row in range(10_000, 11_500):
+        old = 5 if row == 10_000 else row - 1
+        graph.apply(np.array([old], np.uint64), np.array([row], np.uint64), place, 1)
+        if row % 100 == 0:
+            found = graph.search(place, 20, ef=32, strategy="graph")[0][0].tolist()
+            assert found == [each for each in range(1, 21) if each != 5] + [row]
 
 
 def test_the_planner_goes_from_exact_to_the_graph() -> None:

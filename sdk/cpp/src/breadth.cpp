@@ -24,16 +24,17 @@ void Graph::Impl::measure_breadth(std::size_t changes) {
     if (live < LEAST_MEASURED || changed < live / CHANGED_PART) return;
     changed = 0;
     std::vector<Node> sample;  // in the lowest layer alone: nothing above leads to them
-    const Node count = nodes.count.load(), stride = std::max<Node>(1, count / (2 * SAMPLE));
-    for (Node node = 0; node < count && sample.size() < SAMPLE; node += stride)
-        if (nodes.linked_for_good(node) && nodes.header(node).layers == 0) sample.push_back(node);
+    const Node count = nodes.count.load(), stride = std::max<Node>(1, count / SAMPLE);
+    for (Node node = 0; node < count; node += stride) {
+        const Header& header = nodes.header(node);
+        if (nodes.linked_for_good(node) && header.leads && header.layers == 0) sample.push_back(node);
+    }
     Lent s(*this);
     s->gives_way = true;
     const auto scores = [&](Node node, std::size_t ef) {
         s->query.set_stored(nodes.codes(node), nodes.scale(node));
         s->hidden = node;
         search_graph(*s, entry.load(std::memory_order_acquire), ef);
-        s->hidden = NO_NODE;
         std::vector<float> found;
         for (const Near& each : s->beam.nodes())
             if (found.size() < NEAREST) found.push_back(each.score);

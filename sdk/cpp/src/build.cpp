@@ -77,9 +77,11 @@ void Graph::Impl::apply(Span<const Row> gone, Span<const Row> rows, Span<const f
     if (nodes.count == 0)
         nodes.set_centre(rows.size(), [&](std::size_t i) { return vectors.data() + i * config.dim; });
     try {
+        leaving.clear();
+        for (Row row : gone) leaving.insert(node_of(row));
         for (std::size_t i = 0; i < rows.size(); ++i)
             added.push_back(new_node(rows[i], vectors.data() + i * config.dim, next));
-        in_parallel(added.size(), threads, [&](std::size_t i) { insert(added[i]); });
+        in_parallel(added.size(), threads, [&](std::size_t i) { insert(added[i], true); });
     } catch (...) {  // out of memory: the nodes stay, but no search ever sees them
         for (Node node : added) nodes.header(node).removed.store(0);
         removed += added.size();
@@ -90,6 +92,7 @@ void Graph::Impl::apply(Span<const Row> gone, Span<const Row> rows, Span<const f
     live -= gone.size();
     removed += gone.size();
     step.store(next, std::memory_order_release);
+    for (Row row : gone) promote(node_of(row));
     if (removed >= REPAIR_LEAST &&
         static_cast<double>(removed) > REPAIR_SHARE * static_cast<double>(live + removed))
         repair(threads);
@@ -109,6 +112,8 @@ Node Graph::Impl::new_node(Row row, const float* vector, Step at) {
     Header& header = nodes.header(node);
     header.row = row;
     header.layers = static_cast<std::uint8_t>(layers);
+    header.leads = true;
+    header.twin.store(0);
     nodes.scale(node) = nodes.codec.encode(vector, nodes.vector(node));
     nodes.derive_codes(node);
     nodes.links(node, 0)[0].store(0);
@@ -120,8 +125,9 @@ Node Graph::Impl::new_node(Row row, const float* vector, Step at) {
     return node;
 }
 
-// Algorithm 1. All of a node's own links are there before the first link leads to it.
-void Graph::Impl::insert(Node node) {
+// Algorithm 1. All of a node's own links are there before the first link leads to it. A node that `joins` may
+// become the twin of another instead.
+void Graph::Impl::insert(Node node, bool joins) {
     const unsigned layers = nodes.header(node).layers;
     std::unique_lock<std::mutex> lock(entering);
     if (entry_node() == NO_NODE) return set_entry(node);
@@ -142,6 +148,7 @@ void Graph::Impl::insert(Node node) {
         if (candidates.empty())  // all are removed ones: they still lead on
             for (const Near& each : s->beam.nodes())
                 if (each.node != node) candidates.push_back(each);
+        if (layer == 0 && joins && join(node, candidates)) return;
         entries.assign(
             s->beam.nodes().begin(),
             s->beam.nodes().begin() + static_cast<std::ptrdiff_t>(std::min(STARTS, s->beam.nodes().size())));

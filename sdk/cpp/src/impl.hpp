@@ -1,9 +1,9 @@
-// What a Graph consists of; its parts are in breadth.cpp, build.cpp, search.cpp, repair.cpp and snapshot.cpp.
+// What a Graph consists of; its parts are in the files named below.
 #pragma once
 
 #include <algorithm>
 #include <functional>
-#include <unordered_map>
+#include <unordered_set>
 
 #include "nodes.hpp"
 #include "pacing.hpp"
@@ -81,11 +81,28 @@ class Graph::Impl {
     void apply(Span<const Row> removed, Span<const Row> rows, Span<const float> vectors, unsigned threads);
     void check(Span<const Row> removed, Span<const Row> rows, Span<const float> vectors) const;
     Node new_node(Row row, const float* vector, Step step);
-    void insert(Node node);
+    void insert(Node node, bool joins);
     void select(Scratch& s, const std::vector<Near>& candidates, std::size_t most,
                 std::vector<Node>& out) const;
     void link_back(Scratch& s, Node from, Node to, unsigned layer);
     void set_links(Node node, unsigned layer, const std::vector<Node>& links);
+
+    // twins.cpp
+    bool join(Node node, const std::vector<Near>& candidates);
+    bool twins(Node a, Node b) const;
+    void promote(Node gone);
+    bool leave_rings();
+    Node without_ring() const;
+    // Calls f for a node and its twins until it gives true.
+    template <typename F>
+    bool any_twin(Node node, F f) const {
+        Node each = node;
+        do {
+            if (f(each)) return true;
+            each = nodes.twin(each);
+        } while (each != node);
+        return false;
+    }
 
     // repair.cpp
     void repair(unsigned threads);
@@ -109,6 +126,8 @@ class Graph::Impl {
     template <typename Passes>
     void exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
                std::vector<Near>& found) const;
+    template <typename Visible>
+    void take_twins(Scratch& s, std::size_t enough, Visible visible, std::vector<Near>& found) const;
     void keep_best(std::vector<Near>& found, std::size_t k) const;
     void score_anew(Scratch& s, std::size_t k, std::vector<Near>& found) const;
     void score_exactly(Scratch& s, Span<Near> those) const;
@@ -141,6 +160,7 @@ class Graph::Impl {
     mutable std::mutex writing;                     // one change at a time
     std::mutex entering;                            // a node that may become the entry
     std::vector<Node> free;
+    std::unordered_set<Node> leaving;  // of the nodes, those that this change removes
     Readers readers;
     mutable std::mutex lending;
     mutable std::vector<std::unique_ptr<Scratch>> idle;

@@ -91,6 +91,8 @@ struct Header {
     std::atomic<Word*> upper;          // links of layers 1 to `layers`, each a count and M nodes
     std::uint8_t layers;
     std::atomic<std::uint8_t> lock;
+    bool leads;                       // links lead to it; else it is found by way of a twin
+    std::atomic<std::uint32_t> twin;  // the next of a ring of nodes that lie at one place, plus one; 0: alone
 };
 
 class Nodes {
@@ -133,6 +135,10 @@ class Nodes {
     Word* links(Node node, unsigned layer) const {
         return layer == 0 ? links_.at(node)
                           : header(node).upper.load(std::memory_order_acquire) + (layer - 1) * (1 + M);
+    }
+    Node twin(Node node) const {  // the node itself if it is alone
+        const std::uint32_t next = header(node).twin.load(std::memory_order_acquire);
+        return next ? next - 1 : node;
     }
     std::size_t most_links(unsigned layer) const { return layer == 0 ? 2 * M : M; }
     std::size_t upper_words(unsigned layers) const { return layers * (1 + M); }

@@ -24,7 +24,7 @@ void Graph::Impl::repair(unsigned threads) {
     if (gone.empty()) return;
     choose_entry();
     in_parallel(count, threads, [&](std::size_t node) {
-        if (nodes.linked_for_good(static_cast<Node>(node))) {
+        if (nodes.linked_for_good(static_cast<Node>(node)) && nodes.header(static_cast<Node>(node)).leads) {
             Lent s(*this);
             repair_node(*s, static_cast<Node>(node));
         }
@@ -32,6 +32,7 @@ void Graph::Impl::repair(unsigned threads) {
     });
     for (Node node : gone) node_by_row.at(nodes.header(node).row)->store(0, std::memory_order_release);
     readers.wait_for_all();  // searches that came by an old link may still be there
+    if (leave_rings()) readers.wait_for_all();
     free.reserve(free.size() + gone.size());
     for (Node node : gone) free.push_back(node);
     removed -= gone.size();
@@ -40,7 +41,7 @@ void Graph::Impl::repair(unsigned threads) {
 void Graph::Impl::choose_entry() {
     Node best = NO_NODE;
     for (Node node = 0, n = nodes.count.load(); node < n; ++node)
-        if (nodes.linked_for_good(node) &&
+        if (nodes.linked_for_good(node) && nodes.header(node).leads &&
             (best == NO_NODE || nodes.header(node).layers > nodes.header(best).layers))
             best = node;
     set_entry(best);

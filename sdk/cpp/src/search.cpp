@@ -97,6 +97,7 @@ Graph::Impl::Lent::Lent(const Impl& impl) : impl_(impl) {
     if (!scratch_) scratch_ = std::make_unique<Scratch>(impl.nodes);
     scratch_->compared = 0;
     scratch_->gives_way = false;
+    scratch_->hidden = NO_NODE;
 }
 
 Graph::Impl::Lent::~Lent() {
@@ -317,6 +318,27 @@ void Graph::Impl::exact(Scratch& s, std::size_t k, const RowSet::Words* filter, 
     take();
 }
 
+// What the walk found, and its twins, nearest first: all, or so many as are enough.
+template <typename Visible>
+void Graph::Impl::take_twins(Scratch& s, std::size_t enough, Visible visible,
+                             std::vector<Near>& found) const {
+    bool any = false;
+    for (const Near& each : s.beam.nodes()) {
+        if (found.size() >= enough) break;
+        if (nodes.twin(each.node) == each.node) {
+            if (visible(each.node)) found.push_back(each);
+            continue;
+        }
+        if (!any) s.forget();  // the walk may have met several of a ring, since one was removed
+        any = true;
+        any_twin(each.node, [&](Node twin) {
+            if (s.visit(twin) && visible(twin)) found.push_back({score(s, twin), twin});
+            return false;
+        });
+    }
+    if (any) std::sort(found.begin(), found.end(), nearer);
+}
+
 // The k best, in order; equal ones by lower row.
 void Graph::Impl::keep_best(std::vector<Near>& found, std::size_t k) const {
     k = std::min(k, found.size());
@@ -426,22 +448,21 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     const auto visible = [&](Node node) {
         return nodes.visible(node, now) && (!filter || filter->contains(nodes.header(node).row));
     };
+    const auto some_visible = [&](Node node) { return any_twin(node, visible); };
     const bool thorough = options.strategy != nullptr;
     if (hits.plan.strategy != Strategy::exact) {
         if (hits.plan.strategy == Strategy::graph)
             search_graph(*s, from, hits.plan.ef);
-        else if (!search_filtered(*s, from, hits.plan, thorough, visible))
+        else if (!search_filtered(*s, from, hits.plan, thorough, some_visible))
             hits.plan.strategy = Strategy::exact;
-        for (const Near& each : s->beam.nodes())
-            if (visible(each.node)) found.push_back(each);
+        take_twins(*s, std::max(hits.plan.ef, 2 * k), visible, found);
     }
     // Too few: removed nodes filled the beam, or the walk reached only some of what matches.
     if (hits.plan.strategy == Strategy::graph && found.size() < std::min(k, all)) {
         hits.plan.strategy = Strategy::filtered_graph;
         found.clear();
-        search_filtered(*s, from, hits.plan, true, visible);
-        for (const Near& each : s->beam.nodes())
-            if (visible(each.node)) found.push_back(each);
+        search_filtered(*s, from, hits.plan, true, some_visible);
+        take_twins(*s, std::max(hits.plan.ef, 2 * k), visible, found);
     }
     if (hits.plan.strategy == Strategy::exact ||
         (!options.strategy && found.size() < std::min(k, matching))) {

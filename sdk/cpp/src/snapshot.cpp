@@ -21,7 +21,7 @@ namespace uniecs {
 namespace {
 
 constexpr char MAGIC[8] = {'U', 'E', 'C', 'S', 'H', 'N', 'S', 'W'};
-constexpr std::uint32_t VERSION = 1, VERSION_WITH_CENTRE = 2;
+constexpr std::uint32_t VERSION = 3;
 constexpr std::size_t LARGEST_MODEL_ID = 4096;
 constexpr float LARGEST = 1e6;  // of what unit vectors keep far below: so that no score is NaN
 
@@ -128,10 +128,6 @@ class Reader {
     std::uint32_t crc_ = 0;
 };
 
-std::uint32_t version_of(Storage storage) {
-    return storage == Storage::float32 ? VERSION : VERSION_WITH_CENTRE;
-}
-
 unsigned process_id() {
 #if defined(_WIN32)
     return static_cast<unsigned>(_getpid());
@@ -147,7 +143,7 @@ void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const 
     Writer file(path + "." + std::to_string(process_id()) + ".tmp");
     const Node count = nodes.count.load();
     file.write(MAGIC, sizeof MAGIC);
-    const Fixed fixed{version_of(config.storage),
+    const Fixed fixed{VERSION,
                       static_cast<std::uint32_t>(config.storage),
                       config.dim,
                       config.M,
@@ -167,9 +163,11 @@ void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const 
         const bool kept = node_of(header.row) == node;  // else the place is free
         const std::uint64_t row = kept ? header.row : 0;
         const std::uint8_t marks[4] = {kept && header.removed.load() == NEVER,
-                                       kept ? header.layers : std::uint8_t{0}, 0, 0};
+                                       kept ? header.layers : std::uint8_t{0}, kept && header.leads, 0};
+        const std::uint32_t twin = kept ? header.twin.load() : 0;
         file.write(&row, 8);
         file.write(marks, 4);
+        file.write(&twin, 4);
         const Scale scale = centred ? nodes.scale(node) : Scale{};
         file.write(&scale.factor, 4);
         if (centred) file.write(&scale.offset, 4);
@@ -203,9 +201,9 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
     if (std::memcmp(magic, MAGIC, sizeof magic) != 0) file.damaged("it is no graph of uniecs");
     Fixed fixed;
     file.read(&fixed, sizeof fixed);
-    if (fixed.version != version_of(config.storage))
+    if (fixed.version != VERSION)
         file.damaged("its format version is " + std::to_string(fixed.version) + "; expected " +
-                     std::to_string(version_of(config.storage)));
+                     std::to_string(VERSION));
     if (fixed.storage != static_cast<std::uint32_t>(config.storage) || fixed.dim != config.dim ||
         fixed.M != config.M || fixed.ef_construction != config.ef_construction)
         file.damaged("it was made with another dim, M, ef_construction or storage");
@@ -223,15 +221,19 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
         nodes.reach(node);
         Header& header = nodes.header(node);
         std::uint8_t marks[4];
+        std::uint32_t twin;
         file.read(&header.row, 8);
         file.read(marks, 4);
+        file.read(&twin, 4);
         file.read(&nodes.scale(node).factor, 4);
         if (centred) file.read(&nodes.scale(node).offset, 4);
         file.read(nodes.vector(node), nodes.codec.bytes());
-        if (header.row > found.last_row || marks[0] > 1 || marks[1] > 24 ||
-            (header.row == 0 && (marks[0] || marks[1])))
+        if (header.row > found.last_row || marks[0] > 1 || marks[1] > 24 || marks[2] > 1 || twin > count ||
+            (header.row == 0 ? marks[0] || marks[1] || marks[2] || twin : !marks[2] && !twin))
             file.damaged("node " + std::to_string(node) + " has impossible fields");
         header.layers = marks[1];
+        header.leads = marks[2];
+        header.twin.store(twin);
         header.added.store(marks[0] ? 1 : 0);
         header.removed.store(marks[0] ? NEVER : 0);
         if (header.layers) header.upper.store(new Word[nodes.upper_words(header.layers)]);
@@ -259,6 +261,8 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
         node_by_row.reach(header.row)->store(node + 1);
         ++(header.removed.load() == NEVER ? live : removed);
     }
+    if (const Node node = without_ring(); node != NO_NODE)
+        file.damaged("node " + std::to_string(node) + " is in no ring");
     derive_codes();
     for (Node node = 0; node < count; ++node) {
         const Scale& scale = nodes.scale(node);

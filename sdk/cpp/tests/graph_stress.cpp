@@ -4,6 +4,7 @@
 // Every vector says which generation of its product it belongs to, and each product is replaced in one
 // `apply`: a search must find each product once, in a generation that was current while it ran, and never a
 // deleted one.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -37,6 +38,19 @@ std::vector<float> unit_vectors(std::mt19937& random, std::size_t n) {
         for (std::size_t d = 0; d < DIM; ++d)
             square += (made[i * DIM + d] = normal(random)) * made[i * DIM + d];
         for (std::size_t d = 0; d < DIM; ++d) made[i * DIM + d] /= std::sqrt(square);
+    }
+    return made;
+}
+
+// Of the products, a quarter lies at one place in all generations, and a quarter at ten places.
+std::vector<float> vectors_of_products(std::mt19937& random) {
+    std::mt19937 fixed(0);
+    const std::vector<float> place = unit_vectors(fixed, 1);
+    std::vector<float> made = unit_vectors(random, PRODUCTS);
+    for (std::size_t p = 0; p < PRODUCTS; ++p) {
+        float* one = made.data() + p * DIM;
+        if (p % 4 == 0) std::copy_n(place.data(), DIM, one);
+        if (p % 4 == 1) std::copy_n(made.data() + p % 40 * DIM, DIM, one);
     }
     return made;
 }
@@ -93,13 +107,13 @@ void stress(uniecs::Storage storage, std::size_t generations) {
         for (std::size_t p = 0; p < PRODUCTS; ++p) rows[p] = generation * PRODUCTS + p + 1;
         return rows;
     };
-    graph.apply({}, rows_of(0), unit_vectors(random, PRODUCTS), 2);
+    graph.apply({}, rows_of(0), vectors_of_products(random), 2);
     for (unsigned seed = 2; seed < 5; ++seed)
         threads.emplace_back([&, seed] { searches(graph, started, finished, stop, seed, storage); });
     const std::string path = "graph_stress." + std::to_string(static_cast<int>(storage)) + ".tmp";
     for (std::size_t g = 1; g <= generations; ++g) {
         started = g;
-        graph.apply(rows_of(g - 1), rows_of(g), unit_vectors(random, PRODUCTS), 2);
+        graph.apply(rows_of(g - 1), rows_of(g), vectors_of_products(random), 2);
         finished = g;
         if (g % 3 == 0) graph.repair(2);
         if (g % 4 == 0) {
