@@ -111,6 +111,7 @@ class Graph::Impl {
 
     // breadth.cpp
     void measure_breadth(std::size_t changes);
+    std::vector<float> stray(const std::vector<Node>& from) const;
 
     // search.cpp
     Hits search(Span<const float> query, std::size_t k, const SearchOptions& options) const;
