@@ -21,14 +21,21 @@ constexpr std::size_t CHANGED_PART = 4;
 
 }  // namespace
 
-// Vectors of these nodes, one after the other, each with noise of its own length: queries are not products.
+// Vectors of these nodes, one after the other, each with noise as long as it is from the centre: queries are
+// not products.
 std::vector<float> Graph::Impl::stray(const std::vector<Node>& from) const {
     std::mt19937 random(1);
-    std::normal_distribution<float> normal(0, 1 / std::sqrt(static_cast<float>(config.dim)));
+    std::normal_distribution<float> normal;
     std::vector<float> made(from.size() * config.dim);
-    for (std::size_t i = 0; i < from.size(); ++i)
-        nodes.codec.decode(nodes.vector(from[i]), nodes.scale(from[i]), made.data() + i * config.dim);
-    for (float& component : made) component += normal(random);
+    for (std::size_t i = 0; i < from.size(); ++i) {
+        float* one = made.data() + i * config.dim;
+        nodes.codec.decode(nodes.vector(from[i]), nodes.scale(from[i]), one);
+        float square = 0;
+        for (std::size_t d = 0; d < config.dim; ++d)
+            square += (one[d] - nodes.centre()[d]) * (one[d] - nodes.centre()[d]);
+        const float noise = std::sqrt(square / static_cast<float>(config.dim));
+        for (std::size_t d = 0; d < config.dim; ++d) one[d] += noise * normal(random);
+    }
     return made;
 }
 

@@ -7,7 +7,9 @@ namespace uniecs {
 
 namespace {
 
-constexpr float TWIN = 0.05f;  // at most so far apart, of unit vectors
+// At most so far apart, of unit vectors; less where all lie close together, as those of a model that has
+// learnt little do.
+constexpr float TWIN = 0.05f;
 // A ring is left alone where, of the last that joined it, so many are gone: until a repair a search meets
 // those too.
 constexpr std::size_t LATEST = 64, MOST_GONE = 32;
@@ -40,9 +42,12 @@ bool Graph::Impl::twins(Node a, Node b) const {
     std::vector<float> one(config.dim), other(config.dim);
     nodes.codec.decode(nodes.vector(a), nodes.scale(a), one.data());
     nodes.codec.decode(nodes.vector(b), nodes.scale(b), other.data());
-    float apart = 0;
-    for (std::size_t i = 0; i < config.dim; ++i) apart += (one[i] - other[i]) * (one[i] - other[i]);
-    return apart <= TWIN * TWIN;
+    const auto squared_distance = [&](const std::vector<float>& to) {
+        float sum = 0;
+        for (std::size_t i = 0; i < config.dim; ++i) sum += (one[i] - to[i]) * (one[i] - to[i]);
+        return sum;
+    };
+    return squared_distance(other) <= TWIN * TWIN * std::min(1.0f, squared_distance(nodes.centre()));
 }
 
 // After a node was removed that led to others of its ring, one of those leads to them.
