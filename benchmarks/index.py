@@ -22,7 +22,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -71,6 +71,7 @@ TENTHS = 10
 QUERIES = 1000
 FILTERED_QUERIES = 200
 CALLBACK_QUERIES = 20  # hnswlib's callback is slow
+CALLBACK_SHARE = 0.01  # where less matches it walks through most of the graph
 TRIAL_EF = 128  # of the peers' filtered searches that the goals were set by
 PRODUCTS_BESIDE = 200_000  # to add while others search: more than a run gets to
 FLOAT32 = "uniecs float32"
@@ -152,7 +153,11 @@ def unfiltered(contenders: Mapping[str, Any], data: Dataset, threads: Sequence[i
 
 def filtered(contenders: Mapping[str, Any], data: Dataset, rounds: int) -> list[dict[str, Any]]:
     """One thread: ours by its own plan, and QPS of all at a recall of 0.95 and at the one that our plan reached."""
-    return [one_filter(contenders, data, *selection, rounds) for selection in selections(data.vectors, SHARES)]
+    lines = []
+    for kind, share, mask in selections(data.vectors, SHARES):
+        those = {name: each for name, each in contenders.items() if name != Hnswlib.name or share >= CALLBACK_SHARE}
+        lines.append(one_filter(those, data, kind, share, mask, rounds))
+    return lines
 
 
 def one_filter(
@@ -207,10 +212,12 @@ def one_filter(
     return line
 
 
-def measure(data: Dataset, folder: Path, threads: int, rounds: int, parts: Sequence[str]) -> dict[str, Any]:
-    """All figures of one set of vectors; the index folder is made in `folder`."""
+def measure(
+    data: Dataset, folder: Path, threads: int, rounds: int, parts: Sequence[str], report: dict[str, Any]
+) -> Iterator[None]:
+    """All figures of one set of vectors, into `report`, part by part; the index folder is made in `folder`."""
     print(f"\n{data.name}: {len(data.vectors):,} vectors, {len(data.queries):,} queries", flush=True)
-    report: dict[str, Any] = {"vectors": len(data.vectors), "queries": len(data.queries)}
+    report.update(vectors=len(data.vectors), queries=len(data.queries))
     store = fill(folder, data.vectors)
     if {"search", "filter"} & set(parts):
         rescore = rescoring(folder, store)
@@ -220,9 +227,11 @@ def measure(data: Dataset, folder: Path, threads: int, rounds: int, parts: Seque
         report["stats"] = {each.name: each.graph.stats() for each in ours}
         if "search" in parts:
             report["search"] = unfiltered(contenders, data, sorted({1, threads}), rounds)
+            yield
         if "filter" in parts:
             filtering = {name: contenders[name] for name in (FLOAT32, "faiss", "hnswlib") if name in contenders}
             report["filtered"] = filtered(filtering, data, rounds)
+            yield
         del contenders, ours
     store.close()
     if "engine" in parts:
@@ -234,7 +243,7 @@ def measure(data: Dataset, folder: Path, threads: int, rounds: int, parts: Seque
             report["overhead"] = overhead(engine, data.queries)
             more = [product(len(data.vectors) + number) for number in range(len(extra))]
             report["beside"] = beside_changes(engine, len(data.queries), iter(more), rounds)
-    return report
+        yield
 
 
 def goals(report: Mapping[str, Any]) -> list[Goal]:
@@ -307,6 +316,15 @@ def filter_goals(name: str, figures: Mapping[str, Any]) -> list[Goal]:
     return found
 
 
+def keep(report: dict[str, Any], out: Path | None) -> list[Goal]:
+    """Write what was measured so far, with the goals that are known by then."""
+    reached = goals(report)
+    report["goals"] = [{**asdict(goal), "met": goal.met()} for goal in reached]
+    if out:
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return reached
+
+
 def main() -> None:
     """Measure, print, and write --out."""
     every = ("search", "filter", "engine", "add", "sets")
@@ -333,19 +351,18 @@ def main() -> None:
         for data in datasets(options.size, QUERIES, options.products):
             if {"search", "filter", "engine"} & set(options.parts):
                 place = folder / str(len(data.vectors))
-                report["sets"][data.name] = measure(data, place, options.threads, options.rounds, options.parts)
+                figures: dict[str, Any] = {}
+                report["sets"][data.name] = figures
+                for _ in measure(data, place, options.threads, options.rounds, options.parts, figures):
+                    keep(report, options.out)  # hours of work: no part is lost with a later one
             if "add" in options.parts and "add" not in report:
                 report["add"] = adding(folder, data, max(3, options.rounds // 2))
         if "sets" in options.parts:
             report["row_sets_us"] = row_sets(1_000_000, options.rounds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    reached = goals(report)
-    print("\n" + "\n".join(goal.line() for goal in reached))
     report["load_before_and_after"] = [load_before[0], os.getloadavg()[0]]
-    report["goals"] = [{**asdict(goal), "met": goal.met()} for goal in reached]
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("\n" + "\n".join(goal.line() for goal in keep(report, options.out)))
 
 
 if __name__ == "__main__":
