@@ -11,6 +11,9 @@
 // removed them. Searches take no lock: links are atomic words, memory never moves, and a removed node's place
 // is used again only after every search that could still see it has ended.
 //
+// Vectors at one place are one node to a walk, which meets its twins with it (src/twins.cpp). How broad a
+// walk has to be is measured on the vectors (src/breadth.cpp).
+//
 // Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable
 // Small World graphs" (2016): Algorithms 1, 2, 4 and 5. Repair after removals follows Singh et al.,
 // "FreshDiskANN" (2021), Algorithm 4; the filtered search expands through neighbours that do not match, as
