@@ -10,14 +10,15 @@ namespace uniecs {
 namespace {
 
 constexpr std::size_t LEAST_MEASURED = 2000;  // so few are compared one by one
-constexpr std::size_t SAMPLE = 150, NEAREST = 10;
+constexpr std::size_t SAMPLE = 100, NEAREST = 10;
 // Of what a thorough walk finds: 0.95 and a margin; for vectors of the catalogue, and for such as strayed.
 constexpr double RECALL[] = {0.98, 0.97};
-constexpr std::size_t THOROUGH = 1000;  // that walk's breadth
-constexpr std::size_t BREADTHS[] = {10, 12,  14,  17,  20,  24,  29,  35,  42,  50,  60, 72,
-                                    86, 104, 125, 150, 180, 216, 260, 310, 370, 440, 500};
+constexpr std::size_t THOROUGH = 600;  // that walk's breadth
+// The last one goes untried.
+constexpr std::size_t BREADTHS[] = {10, 12, 14,  17,  20,  24,  29,  35,  42,  50,  60,
+                                    72, 86, 104, 125, 150, 180, 216, 260, 310, 370, 1000};
 // Where fewer changed, the last measurement stands.
-constexpr std::size_t CHANGED_PART = 4;
+constexpr std::size_t CHANGED_PART = 2;
 
 }  // namespace
 
@@ -40,7 +41,7 @@ std::vector<float> Graph::Impl::stray(const std::vector<Node>& from) const {
 }
 
 // After `changes` nodes were added or removed.
-void Graph::Impl::measure_breadth(std::size_t changes) {
+void Graph::Impl::measure_breadth(std::size_t changes, unsigned threads) {
     changed += changes;
     if (live < LEAST_MEASURED || changed < live / CHANGED_PART) return;
     changed = 0;
@@ -52,31 +53,31 @@ void Graph::Impl::measure_breadth(std::size_t changes) {
     }
     if (sample.empty()) return;
     const std::vector<float> strayed = stray(sample);
-    Lent s(*this);
-    s->gives_way = true;
-    // Each vector as if the graph did not hold it, then each as it strayed.
-    const auto scores = [&](std::size_t i, std::size_t ef) {
-        const bool own = i < sample.size();
-        const Node node = sample[i % sample.size()];
-        if (own)
-            s->query.set_stored(nodes.codes(node), nodes.scale(node));
-        else
-            s->query.set(strayed.data() + (i - sample.size()) * config.dim);
-        s->hidden = own ? node : NO_NODE;
-        search_graph(*s, entry.load(std::memory_order_acquire), ef);
-        std::vector<float> found;
-        for (const Near& each : s->beam.nodes())
-            if (found.size() < NEAREST) found.push_back(each.score);
-        return found;
+    // Of each vector as if the graph did not hold it, then of each as it strayed.
+    const auto nearest = [&](std::size_t ef) {
+        std::vector<std::vector<float>> scores(2 * sample.size());
+        in_parallel(scores.size(), threads, [&](std::size_t i) {
+            Lent s(*this);
+            s->gives_way = true;
+            const Node node = sample[i % sample.size()];
+            if (i < sample.size())
+                s->query.set_stored(nodes.codes(node), nodes.scale(node)), s->hidden = node;
+            else
+                s->query.set(strayed.data() + (i - sample.size()) * config.dim);
+            search_graph(*s, entry.load(std::memory_order_acquire), ef);
+            for (const Near& each : s->beam.nodes())
+                if (scores[i].size() < NEAREST) scores[i].push_back(each.score);
+        });
+        return scores;
     };
-    std::vector<std::vector<float>> nearest;
-    for (std::size_t i = 0; i < 2 * sample.size(); ++i) nearest.push_back(scores(i, THOROUGH));
+    const auto wanted = nearest(THOROUGH);
     const auto falls_short = [&](std::size_t ef) {
+        const auto scores = nearest(ef);
         double found[2] = {}, all[2] = {};
-        for (std::size_t i = 0; i < nearest.size(); ++i) {
+        for (std::size_t i = 0; i < scores.size(); ++i) {
             const std::size_t kind = i / sample.size();
-            all[kind] += static_cast<double>(nearest[i].size());
-            for (float score : scores(i, ef)) found[kind] += score >= nearest[i].back();
+            all[kind] += static_cast<double>(wanted[i].size());
+            for (float score : scores[i]) found[kind] += score >= wanted[i].back();
         }
         return found[0] < RECALL[0] * all[0] || found[1] < RECALL[1] * all[1];
     };

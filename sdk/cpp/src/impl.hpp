@@ -110,7 +110,7 @@ class Graph::Impl {
     void choose_entry();
 
     // breadth.cpp
-    void measure_breadth(std::size_t changes);
+    void measure_breadth(std::size_t changes, unsigned threads);
     std::vector<float> stray(const std::vector<Node>& from) const;
 
     // search.cpp
