@@ -28,6 +28,8 @@ constexpr std::size_t COMPARED_PER_EF = 24, WALKED_PER_EF = 40;
 constexpr double EXACT = 2000;  // so few are always compared: no walk is much faster
 // Of what a walk by codes found, at least so many at a time are scored by their vectors.
 constexpr std::size_t LEAST_RESCORED = 10;
+// Of a ring of twins, at least so many are taken: a photo that stands for none may have a million.
+constexpr std::size_t MOST_TWINS = 4096;
 // The CPU itself fetches on from here.
 constexpr std::size_t PREFETCHED_BYTES = 256;
 
@@ -331,9 +333,10 @@ void Graph::Impl::take_twins(Scratch& s, std::size_t enough, Visible visible,
         }
         if (!any) s.forget();  // the walk may have met several of a ring, since one was removed
         any = true;
+        const std::size_t most = found.size() + std::max(enough, MOST_TWINS);
         any_twin(each.node, [&](Node twin) {
             if (s.visit(twin) && visible(twin)) found.push_back({score(s, twin), twin});
-            return false;
+            return found.size() == most;
         });
     }
     if (any) std::sort(found.begin(), found.end(), nearer);
