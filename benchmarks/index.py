@@ -212,12 +212,10 @@ def one_filter(
     return line
 
 
-def measure(
-    data: Dataset, folder: Path, threads: int, rounds: int, parts: Sequence[str], report: dict[str, Any]
-) -> Iterator[None]:
-    """All figures of one set of vectors, into `report`, part by part; the index folder is made in `folder`."""
+def measure(data: Dataset, folder: Path, threads: int, rounds: int, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All figures of one set of vectors, again after each part; the index folder is made in `folder`."""
     print(f"\n{data.name}: {len(data.vectors):,} vectors, {len(data.queries):,} queries", flush=True)
-    report.update(vectors=len(data.vectors), queries=len(data.queries))
+    report: dict[str, Any] = {"vectors": len(data.vectors), "queries": len(data.queries)}
     store = fill(folder, data.vectors)
     if {"search", "filter"} & set(parts):
         rescore = rescoring(folder, store)
@@ -227,11 +225,11 @@ def measure(
         report["stats"] = {each.name: each.graph.stats() for each in ours}
         if "search" in parts:
             report["search"] = unfiltered(contenders, data, sorted({1, threads}), rounds)
-            yield
+            yield report
         if "filter" in parts:
             filtering = {name: contenders[name] for name in (FLOAT32, "faiss", "hnswlib") if name in contenders}
             report["filtered"] = filtered(filtering, data, rounds)
-            yield
+            yield report
         del contenders, ours
     store.close()
     if "engine" in parts:
@@ -243,7 +241,7 @@ def measure(
             report["overhead"] = overhead(engine, data.queries)
             more = [product(len(data.vectors) + number) for number in range(len(extra))]
             report["beside"] = beside_changes(engine, len(data.queries), iter(more), rounds)
-        yield
+        yield report
 
 
 def goals(report: Mapping[str, Any]) -> list[Goal]:
@@ -351,9 +349,8 @@ def main() -> None:
         for data in datasets(options.size, QUERIES, options.products):
             if {"search", "filter", "engine"} & set(options.parts):
                 place = folder / str(len(data.vectors))
-                figures: dict[str, Any] = {}
-                report["sets"][data.name] = figures
-                for _ in measure(data, place, options.threads, options.rounds, options.parts, figures):
+                for figures in measure(data, place, options.threads, options.rounds, options.parts):
+                    report["sets"][data.name] = figures
                     keep(report, options.out)  # hours of work: no part is lost with a later one
             if "add" in options.parts and "add" not in report:
                 report["add"] = adding(folder, data, max(3, options.rounds // 2))

@@ -31,9 +31,7 @@ std::vector<float> Graph::Impl::stray(const std::vector<Node>& from) const {
     for (std::size_t i = 0; i < from.size(); ++i) {
         float* one = made.data() + i * config.dim;
         nodes.codec.decode(nodes.vector(from[i]), nodes.scale(from[i]), one);
-        float square = 0;
-        for (std::size_t d = 0; d < config.dim; ++d)
-            square += (one[d] - nodes.centre()[d]) * (one[d] - nodes.centre()[d]);
+        const float square = nodes.squared_distance(one, nodes.centre().data());
         const float noise = std::sqrt(square / static_cast<float>(config.dim));
         for (std::size_t d = 0; d < config.dim; ++d) one[d] += noise * normal(random);
     }
@@ -47,10 +45,8 @@ void Graph::Impl::measure_breadth(std::size_t changes, unsigned threads) {
     changed = 0;
     std::vector<Node> sample;  // in the lowest layer alone: nothing above leads to them
     const Node count = nodes.count.load(), stride = std::max<Node>(1, count / SAMPLE);
-    for (Node node = 0; node < count; node += stride) {
-        const Header& header = nodes.header(node);
-        if (nodes.linked_for_good(node) && header.leads && header.layers == 0) sample.push_back(node);
-    }
+    for (Node node = 0; node < count; node += stride)
+        if (nodes.leads_for_good(node) && nodes.header(node).layers == 0) sample.push_back(node);
     if (sample.empty()) return;
     const std::vector<float> strayed = stray(sample);
     // Of each vector as if the graph did not hold it, then of each as it strayed.

@@ -118,6 +118,11 @@ class Nodes {
     void derive_codes(Node node) const {
         if (coarse()) scale(node) = walked.encode(reinterpret_cast<const float*>(vector(node)), codes(node));
     }
+    float squared_distance(const float* a, const float* b) const {
+        float sum = 0;
+        for (std::size_t d = 0; d < codec.dim; ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
+        return sum;
+    }
     // What float16 and int8 count from; (dim,).
     std::vector<float>& centre() { return centre_; }
     const std::vector<float>& centre() const { return centre_; }
@@ -149,6 +154,8 @@ class Nodes {
         return step < h.removed.load(std::memory_order_acquire) &&
                h.added.load(std::memory_order_acquire) <= step;
     }
+    // Not removed, and not behind a twin.
+    bool leads_for_good(Node node) const { return linked_for_good(node) && header(node).leads; }
     bool linked_for_good(Node node) const {
         return header(node).removed.load(std::memory_order_acquire) == NEVER;
     }

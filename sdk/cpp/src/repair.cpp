@@ -24,7 +24,7 @@ void Graph::Impl::repair(unsigned threads) {
     if (gone.empty()) return;
     choose_entry();
     in_parallel(count, threads, [&](std::size_t node) {
-        if (nodes.linked_for_good(static_cast<Node>(node)) && nodes.header(static_cast<Node>(node)).leads) {
+        if (nodes.leads_for_good(static_cast<Node>(node))) {
             Lent s(*this);
             repair_node(*s, static_cast<Node>(node));
         }
@@ -41,7 +41,7 @@ void Graph::Impl::repair(unsigned threads) {
 void Graph::Impl::choose_entry() {
     Node best = NO_NODE;
     for (Node node = 0, n = nodes.count.load(); node < n; ++node)
-        if (nodes.linked_for_good(node) && nodes.header(node).leads &&
+        if (nodes.leads_for_good(node) &&
             (best == NO_NODE || nodes.header(node).layers > nodes.header(best).layers))
             best = node;
     set_entry(best);

@@ -399,12 +399,13 @@ Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t 
     Plan plan;
     plan.matching = matching;
     const double share = share_of(matching);
-    const auto unfiltered = static_cast<double>(breadth.load());
+    const std::size_t enough = breadth.load();
+    const auto unfiltered = static_cast<double>(enough);
     const double large = std::max(1.0, std::cbrt(static_cast<double>(live.load()) / LARGE));
     if (options.ef) {
         plan.ef = plan.narrow_ef = std::max(options.ef, k);
     } else if (!options.filter) {
-        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, breadth.load()});
+        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, enough});
     } else {
         const double more = std::sqrt(large), sparse = std::max(0.0, more * SPARSE_SHARE / share - 1);
         const double each = large * std::min(more * NARROW_MOST, NARROW + NARROW_SPARSE * sparse) +

@@ -42,12 +42,8 @@ bool Graph::Impl::twins(Node a, Node b) const {
     std::vector<float> one(config.dim), other(config.dim);
     nodes.codec.decode(nodes.vector(a), nodes.scale(a), one.data());
     nodes.codec.decode(nodes.vector(b), nodes.scale(b), other.data());
-    const auto squared_distance = [&](const std::vector<float>& to) {
-        float sum = 0;
-        for (std::size_t i = 0; i < config.dim; ++i) sum += (one[i] - to[i]) * (one[i] - to[i]);
-        return sum;
-    };
-    return squared_distance(other) <= TWIN * TWIN * std::min(1.0f, squared_distance(nodes.centre()));
+    const float spread = nodes.squared_distance(one.data(), nodes.centre().data());
+    return nodes.squared_distance(one.data(), other.data()) <= TWIN * TWIN * std::min(1.0f, spread);
 }
 
 // After a node was removed that led to others of its ring, one of those leads to them.
@@ -93,7 +89,7 @@ Node Graph::Impl::without_ring() const {
         any_twin(node, [&](Node twin) {
             checked[twin] = true;
             alive |= nodes.linked_for_good(twin);
-            led |= nodes.linked_for_good(twin) && nodes.header(twin).leads;
+            led |= nodes.leads_for_good(twin);
             return false;
         });
         if (alive && !led) return node;
