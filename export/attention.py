@@ -1,22 +1,31 @@
-"""Attention as torch's exporter writes it, in fewer nodes: each costs an engine some microseconds a call."""
+"""Attention as torch's exporter writes it, in fewer nodes, which engines make one kernel of.
+
+Each node costs an engine some microseconds a call, and OpenVINO prepares a matrix product of activations anew for every
+shape, in half a megabyte that it keeps; MatMul-Add-Softmax-MatMul it runs as one kernel for all shapes.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 Nodes = dict[str, onnx.NodeProto]
+
+ZERO_MASK = "zero_mask"
+"""The mask (batch, 1, 1, 1) of attention that masks no key; see `mask_attention`."""
 
 
 def simplify_attention(graph: onnx.GraphProto) -> None:
     """Shorten attention in place; the numbers change by the rounding of one factor.
 
     Keys are transposed in one step, not by reshape, transpose and reshape to computed shapes; the queries alone are
-    scaled, by s, not queries and keys by sqrt(s); and a Reshape keeps the leading axes of its input (0), and computes
-    no shape. What does not look so stays as it is. That batch and length are the input's own leading axes is how torch
-    exports; the comparison of each graph with torch at several sizes would tell otherwise.
+    scaled, by s, not queries and keys by sqrt(s); a Reshape keeps the leading axes of its input (0), and computes
+    no shape; a mask that masks nothing goes, and so does `where(isnan(p), 0, p)` behind a Softmax, for a finite mask
+    makes no NaN. What does not look so stays as it is. That batch and length are the input's own leading axes is how
+    torch exports; the comparison of each graph with torch at several sizes would tell otherwise.
     """
     makers = {output: node for node in graph.node for output in node.output}
     single = (each for each in graph.initializer if math.prod(each.dims) == 1)
@@ -40,6 +49,34 @@ def simplify_attention(graph: onnx.GraphProto) -> None:
     for place, node in reversed(list(enumerate(graph.node))):
         if node.name in transposed:
             graph.node.insert(place, transposed[node.name])
+    _bypass(graph, _empty_masks(graph, makers, scalars))
+    _bypass(graph, _nan_guards(graph, makers, scalars))
+    _remove_unused(graph)
+
+
+def mask_attention(graph: onnx.GraphProto, indicator: str) -> None:
+    """Add a mask of zeros, made from the input `indicator` (batch, n), to scores that have none, in place; exact.
+
+    Without, OpenVINO 2026.4 gives wrong numbers for 17 keys or more once its first run had one (a text query, then a
+    photo). `uniecs.export.half`, for TensorRT, leaves the zeros out.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for name, values in (("start", [0]), ("end", [1]), ("axis", [1]), ("shape", [0, 1, 1, 1])):
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{ZERO_MASK}.{name}"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), f"{ZERO_MASK}.zero"))
+    parts = [indicator, *(f"{ZERO_MASK}.{name}" for name in ("start", "end", "axis"))]
+    zeros, column = f"{ZERO_MASK}.zeros", f"{ZERO_MASK}.column"
+    graph.node.append(helper.make_node("Slice", parts, [column], name=column))
+    graph.node.append(helper.make_node("Mul", [column, f"{ZERO_MASK}.zero"], [zeros], name=zeros))
+    graph.node.append(helper.make_node("Reshape", [zeros, f"{ZERO_MASK}.shape"], [ZERO_MASK], name=ZERO_MASK))
+    for node in nodes:
+        scores = node.input[0]
+        if node.op_type == "Softmax" and scores in makers and makers[scores].op_type == "MatMul":
+            node.input[0] = f"{scores}.masked"
+            graph.node.append(helper.make_node("Add", [scores, ZERO_MASK], [node.input[0]], name=node.input[0]))
+        graph.node.append(node)
     _remove_unused(graph)
 
 
@@ -66,6 +103,45 @@ def _shape(node: onnx.NodeProto, makers: Nodes, scalars: dict[str, float]) -> li
     if any(each in scalars for each in maker.input[:2]) or any(each not in scalars for each in maker.input[2:]):
         return None
     return [0, 0, *(int(scalars[each]) for each in maker.input[2:])]
+
+
+def _empty_masks(graph: onnx.GraphProto, makers: Nodes, scalars: dict[str, float]) -> dict[str, str]:
+    """By the name of masked scores those without the mask, of each Add of where(true, 0, x)."""
+    true = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.BOOL}
+    true -= {each.name for each in graph.initializer if each.name in true and not numpy_helper.to_array(each).all()}
+    found = {}
+    for node in graph.node:
+        mask = makers.get(node.input[1]) if node.op_type == "Add" else None
+        if mask is None or mask.op_type != "Where" or scalars.get(mask.input[1]) != 0:
+            continue
+        seen = makers.get(mask.input[0])
+        if (seen.input[0] if seen is not None and seen.op_type == "Expand" else mask.input[0]) in true:
+            found[node.output[0]] = node.input[0]
+    return found
+
+
+def _nan_guards(graph: onnx.GraphProto, makers: Nodes, scalars: dict[str, float]) -> dict[str, str]:
+    """By the name of guarded weights those of the Softmax, of each where(isnan(weights), 0, weights) that is idle."""
+    found = {}
+    for node in graph.node:
+        check, weights = (makers.get(node.input[each]) for each in (0, 2)) if node.op_type == "Where" else (None, None)
+        if check is None or weights is None or (check.op_type, weights.op_type) != ("IsNaN", "Softmax"):
+            continue
+        scores = makers.get(weights.input[0])
+        mask = makers.get(scores.input[1]) if scores is not None and scores.op_type == "Add" else None
+        finite = mask is None or (
+            mask.op_type == "Where" and all(math.isfinite(scalars.get(each, math.inf)) for each in mask.input[1:])
+        )
+        if check.input[0] == node.input[2] and finite:
+            found[node.output[0]] = node.input[2]
+    return found
+
+
+def _bypass(graph: onnx.GraphProto, sources: dict[str, str]) -> None:
+    """Let nodes read the tensors that `sources` gives in place of its keys."""
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = sources.get(name, name)
 
 
 def _remove_unused(graph: onnx.GraphProto) -> None:

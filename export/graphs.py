@@ -9,15 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
 from uniecs.config import ModelConfig
-from uniecs.export.attention import simplify_attention
+from uniecs.export.attention import mask_attention, simplify_attention
 from uniecs.trainer.model import UniECS
 
 OPSET = 18
@@ -120,35 +118,9 @@ def export_graph(model: UniECS, name: str) -> onnx.ModelProto:
         optimizer.optimize(program.model)
     model_proto = _stripped(program.model_proto)
     simplify_attention(model_proto.graph)
-    if name != "image_encoder":
-        guard_attention(model_proto.graph)
+    if name == "fusion":
+        mask_attention(model_proto.graph, "modality_indicator")
     return model_proto
-
-
-def guard_attention(graph: onnx.GraphProto) -> None:
-    """Put `where(isnan(p), 0, p)` between each Softmax and the MatMul that takes it; exact.
-
-    OpenVINO 2026.4 fuses MatMul-Softmax-MatMul to one kernel; where its first run has one token, later runs with
-    17 or more give wrong numbers (a text query, then a photo). The guard, which torch puts into masked attention
-    anyway, keeps it from fusing. The image encoder needs none: its number of tokens is fixed.
-    """
-    takers: dict[str, list[str]] = {}
-    for node in graph.node:
-        for name in node.input:
-            takers.setdefault(name, []).append(node.op_type)
-    zero = "attention_guard.zero"
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        graph.node.append(node)
-        if node.op_type != "Softmax" or takers.get(node.output[0]) != ["MatMul"]:
-            continue
-        output = node.output[0]
-        raw, isnan = f"{output}.raw", f"{output}.isnan"
-        graph.node[-1].output[0] = raw
-        graph.node.append(helper.make_node("IsNaN", [raw], [isnan], name=isnan))
-        graph.node.append(helper.make_node("Where", [isnan, zero, raw], [output], name=f"{output}.guarded"))
-    graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), zero))
 
 
 def _example(port: Port) -> Tensor:

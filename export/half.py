@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from uniecs.errors import BackendError
+from uniecs.export.attention import ZERO_MASK
 
 FLOAT, HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 DTYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype(np.float32), HALF: np.dtype(np.float16)}
@@ -27,8 +28,8 @@ def half_graph(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Matrices and activations are float16; LayerNorm, softmax, means, sums and the final norm compute in float32,
     between explicit casts. The ports in `TOKENS` are float16, the others keep their type. Constants are stored in
-    the type their reader takes, and the guards behind softmax, `where(isnan(p), 0, p)`, are left out: masks are
-    finite here. The same graph gives the same bytes. Raises `BackendError` for a constant float16 cannot hold.
+    the type their reader takes, and masks of zeros, which OpenVINO needs, are left out. The same graph gives the same
+    bytes. Raises `BackendError` for a constant float16 cannot hold.
 
     Attention stays MatMul-Softmax-MatMul: TensorRT's importer of ONNX's own Attention (opset 23) refuses
     `softmax_precision`, so that softmax in float32 cannot be asked for there.
@@ -46,10 +47,9 @@ class _Halving:
         self._nodes: list[onnx.NodeProto] = []
         self._stored: dict[str, onnx.TensorProto] = {}
         self._kinds: dict[str, int] = {}  # of the float tensors that are inputs or computed
-        self._alias: dict[str, str] = {}  # casts from float to float, guards: nothing is computed
+        self._alias: dict[str, str] = {}  # casts from float to float, masks of zeros: nothing is computed
         self._integers: dict[str, str] = {}  # float tensor -> the integers it is a cast of: has either type
         self._casts: set[str] = set()
-        self._nan_checks: dict[str, str] = {}
         self._gathers: dict[str, onnx.NodeProto] = {}  # rows of a constant
 
     def result(self) -> onnx.ModelProto:
@@ -74,10 +74,8 @@ class _Halving:
         output = node.output[0]
         if node.op_type == "Cast" and self._cast(inputs[0], output, helper.get_node_attr_value(node, "to")):
             return
-        if node.op_type == "IsNaN":
-            self._nan_checks[output] = inputs[0]
-        if node.op_type == "Where" and self._nan_checks.get(inputs[0]) == inputs[2] and self._is_zero(inputs[1]):
-            self._alias[output] = inputs[2]
+        if node.op_type == "Add" and inputs[1] == ZERO_MASK:
+            self._alias[output] = inputs[0]
             return
         if node.op_type == "Mul" and self._joined_table(inputs, output):
             return
@@ -149,9 +147,6 @@ class _Halving:
             converted = _halved(name, array) if kind == HALF else array.astype(np.float32)
             self._stored[target] = numpy_helper.from_array(np.ascontiguousarray(converted).reshape(array.shape), target)
         return target
-
-    def _is_zero(self, name: str) -> bool:
-        return name in self._constants and not self._constants[name].any()
 
     def _deliver(self, port: onnx.ValueInfoProto) -> None:
         """Give the output its type under its own name."""
