@@ -34,7 +34,7 @@ Feed = dict[str, npt.NDArray[Any]]
 MAX_FALL = 0.5
 """Largest fall of recall@10, in points of 100, that an int8 variant may show in any task."""
 SAMPLE, SEED = 300, 0
-SMOOTHING = 0.8
+SMOOTHING = 0.9
 """How much of the uneven size of input channels goes over to the weights (SmoothQuant's alpha, of 1)."""
 _SMOOTHED = "nncf_smooth_quant"
 
