@@ -23,10 +23,17 @@ from uniecs.trainer.model import UniECS
 
 
 def random_network(config: ModelConfig) -> UniECS:
-    """The network with the same random weights at each call."""
-    with torch.random.fork_rng():
+    """The network with the same random weights at each call; no two vectors alike, as in a trained one.
+
+    Of equal vectors the exporter keeps one, and a fusion whose own are missing runs by the graph alone.
+    """
+    with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(0)
-        return UniECS(config).eval()
+        network = UniECS(config).eval()
+        for weights in network.parameters():
+            if weights.ndim == 1:
+                weights += 0.01 * torch.randn_like(weights)
+    return network
 
 
 def base_bundle(folder: Path) -> Bundle:
