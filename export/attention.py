@@ -72,10 +72,11 @@ def mask_attention(graph: onnx.GraphProto, indicator: str) -> None:
     graph.node.append(helper.make_node("Mul", [column, f"{ZERO_MASK}.zero"], [zeros], name=zeros))
     graph.node.append(helper.make_node("Reshape", [zeros, f"{ZERO_MASK}.shape"], [ZERO_MASK], name=ZERO_MASK))
     for node in nodes:
-        scores = node.input[0]
-        if node.op_type == "Softmax" and scores in makers and makers[scores].op_type == "MatMul":
-            node.input[0] = f"{scores}.masked"
-            graph.node.append(helper.make_node("Add", [scores, ZERO_MASK], [node.input[0]], name=node.input[0]))
+        maker = makers.get(node.input[0]) if node.op_type == "Softmax" else None
+        if maker is not None and maker.op_type == "MatMul":
+            scores, masked = node.input[0], f"{node.input[0]}.masked"
+            graph.node.append(helper.make_node("Add", [scores, ZERO_MASK], [masked], name=masked))
+            node.input[0] = masked
         graph.node.append(node)
     _remove_unused(graph)
 
