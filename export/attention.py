@@ -108,8 +108,8 @@ def _shape(node: onnx.NodeProto, makers: Nodes, scalars: dict[str, float]) -> li
 
 def _empty_masks(graph: onnx.GraphProto, makers: Nodes, scalars: dict[str, float]) -> dict[str, str]:
     """By the name of masked scores those without the mask, of each Add of where(true, 0, x)."""
-    true = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.BOOL}
-    true -= {each.name for each in graph.initializer if each.name in true and not numpy_helper.to_array(each).all()}
+    flags = (each for each in graph.initializer if each.data_type == onnx.TensorProto.BOOL)
+    true = {each.name for each in flags if numpy_helper.to_array(each).all()}
     found = {}
     for node in graph.node:
         mask = makers.get(node.input[1]) if node.op_type == "Add" else None
@@ -125,17 +125,22 @@ def _nan_guards(graph: onnx.GraphProto, makers: Nodes, scalars: dict[str, float]
     """By the name of guarded weights those of the Softmax, of each where(isnan(weights), 0, weights) that is idle."""
     found = {}
     for node in graph.node:
-        check, weights = (makers.get(node.input[each]) for each in (0, 2)) if node.op_type == "Where" else (None, None)
+        if node.op_type != "Where":
+            continue
+        check, weights = makers.get(node.input[0]), makers.get(node.input[2])
         if check is None or weights is None or (check.op_type, weights.op_type) != ("IsNaN", "Softmax"):
             continue
-        scores = makers.get(weights.input[0])
-        mask = makers.get(scores.input[1]) if scores is not None and scores.op_type == "Add" else None
-        finite = mask is None or (
-            mask.op_type == "Where" and all(math.isfinite(scalars.get(each, math.inf)) for each in mask.input[1:])
-        )
-        if check.input[0] == node.input[2] and finite:
+        if check.input[0] == node.input[2] and _finite(makers.get(weights.input[0]), makers, scalars):
             found[node.output[0]] = node.input[2]
     return found
+
+
+def _finite(scores: onnx.NodeProto | None, makers: Nodes, scalars: dict[str, float]) -> bool:
+    """Whether `scores` are a product as it is, or with a mask where(..., finite, finite) added."""
+    mask = makers.get(scores.input[1]) if scores is not None and scores.op_type == "Add" else None
+    if mask is None:
+        return scores is not None and scores.op_type == "MatMul"
+    return mask.op_type == "Where" and all(math.isfinite(scalars.get(each, math.inf)) for each in mask.input[1:])
 
 
 def _bypass(graph: onnx.GraphProto, sources: dict[str, str]) -> None:

@@ -168,6 +168,13 @@ def test_a_mask_that_masks_nothing_goes(all_true: str, nodes: int) -> None:
     assert len(graph.node) == nodes
 
 
+def test_a_guard_stays_behind_a_mask_that_is_not_known_to_be_finite() -> None:
+    graph = attention("float[1, 1, 3] mask = {0.0, -inf, -inf}")
+    before = graph.SerializeToString(deterministic=True)
+    simplify_attention(graph)
+    assert graph.SerializeToString(deterministic=True) == before
+
+
 def attention(constants: str, *mask: str) -> Any:
     """Weights of keys as torch's exporter writes them, with the nodes given for the mask."""
     lines = "\n".join(mask)
