@@ -56,7 +56,7 @@ from index_engine import (
     rescoring,
     row_sets,
 )
-from index_peers import EF_CONSTRUCTION, PACKAGES, Hnswlib, M, Uniecs, peers
+from index_peers import EF_CONSTRUCTION, PACKAGES, PEERS, Hnswlib, M, Uniecs, peers
 
 from uniecs._core import instructions
 from uniecs.bench.machine import describe_machine, versions_of
@@ -75,6 +75,7 @@ CALLBACK_SHARE = 0.01  # where less matches it walks through most of the graph
 TRIAL_EF = 128  # of the peers' filtered searches that the goals were set by
 PRODUCTS_BESIDE = 200_000  # to add while others search: more than a run gets to
 FLOAT32 = "uniecs float32"
+FILTERING = ("faiss", "hnswlib")  # the peers that can filter from Python
 Key = TypeVar("Key")
 
 
@@ -175,8 +176,10 @@ def one_filter(
 
     searches = {name: each.filtered(mask) for name, each in contenders.items()}
     own = attempt(FLOAT32, searches[FLOAT32], 0)
+    plan = contenders[FLOAT32].plan(mask, data.queries[:1])
     for name, search in searches.items():
-        for ef in EFS:
+        # Where our plan compares all that match, it is all there is to know: a walk would visit most of the graph.
+        for ef in () if name == FLOAT32 and plan["strategy"] == "exact" else EFS:
             tried[name][ef] = attempt(name, search, ef)
             if tried[name][ef] >= (RECALLS[0] if name == Hnswlib.name else max(own, RECALLS[0])):
                 break
@@ -200,7 +203,7 @@ def one_filter(
         "kind": kind,
         "share": share,
         "matching": int(mask.sum()),
-        "plan": contenders[FLOAT32].plan(mask, data.queries[:1]),
+        "plan": plan,
         "own": asdict(own_point),
         "at_0.95": {name: asdict(nearest_to(each, RECALLS[0])) for name, each in points.items()},
         "at_own": {name: asdict(nearest_to(each, own)) for name, each in points.items()},
@@ -219,15 +222,18 @@ def measure(data: Dataset, folder: Path, threads: int, rounds: int, parts: Seque
     store = fill(folder, data.vectors)
     if {"search", "filter"} & set(parts):
         rescore = rescoring(folder, store)
-        ours = [Uniecs("float32"), Uniecs("float16", rescore), Uniecs("int8", rescore)]
-        contenders: dict[str, Any] = {**{each.name: each for each in ours}, **peers(len(data.vectors))}
-        report["build"] = build(contenders, data, threads)
-        report["stats"] = {each.name: each.graph.stats() for each in ours}
+        storages = ("float32", "float16", "int8") if "search" in parts else ("float32",)
+        ours = [Uniecs(storage, None if storage == "float32" else rescore) for storage in storages]
+        names = tuple(PEERS) if "search" in parts else FILTERING  # a graph of a million takes minutes
+        contenders: dict[str, Any] = {**{each.name: each for each in ours}, **peers(len(data.vectors), names)}
+        built = build(contenders, data, threads)
         if "search" in parts:
+            report["build"] = built
+            report["stats"] = {each.name: each.graph.stats() for each in ours}
             report["search"] = unfiltered(contenders, data, sorted({1, threads}), rounds)
             yield report
         if "filter" in parts:
-            filtering = {name: contenders[name] for name in (FLOAT32, "faiss", "hnswlib") if name in contenders}
+            filtering = {name: contenders[name] for name in (FLOAT32, *FILTERING) if name in contenders}
             report["filtered"] = filtered(filtering, data, rounds)
             yield report
         del contenders, ours

@@ -7,7 +7,7 @@ breadth and threads, and answers with places of vectors, (n, up to K) int64, -1 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -193,12 +193,12 @@ def file_bytes(write: Callable[[str], object]) -> int:
         return path.stat().st_size
 
 
-def peers(count: int) -> dict[str, Any]:
-    """Those that can be imported, empty; says which cannot."""
+def peers(count: int, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the names that can be imported, empty; says which cannot."""
     found = {}
-    for name, make in PEERS.items():
+    for name in names:
         try:
-            found[name] = make(count)
+            found[name] = PEERS[name](count)
         except ImportError as error:
             print(f"  left out: {name}: {error}", flush=True)
     return found
