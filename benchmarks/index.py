@@ -77,7 +77,7 @@ CALLBACK_SHARE = 0.01  # where less matches it walks through most of the graph
 TRIAL_EF = 128  # of the peers' filtered searches that the goals were set by
 PRODUCTS_BESIDE = 200_000  # to add while others search: more than a run gets to
 FLOAT32 = "uniecs float32"
-FILTERING = ("faiss", "hnswlib")  # the peers that can filter from Python
+FILTERING: Sequence[str] = ("faiss", "hnswlib")  # the peers that can filter from Python
 Key = TypeVar("Key")
 
 
@@ -223,10 +223,10 @@ def measure(data: Dataset, folder: Path, threads: int, rounds: int, parts: Seque
     report: dict[str, Any] = {"vectors": len(data.vectors), "queries": len(data.queries)}
     store = fill(folder, data.vectors)
     if {"search", "filter"} & set(parts):
-        rescore = rescoring(folder, store)
-        storages = ("float32", "float16", "int8") if "search" in parts else ("float32",)
-        ours = [Uniecs(storage, None if storage == "float32" else rescore) for storage in storages]
-        names = tuple(PEERS) if "search" in parts else FILTERING  # a graph of a million takes minutes
+        ours, names = [Uniecs("float32")], FILTERING  # no more than is asked for: a graph of a million takes minutes
+        if "search" in parts:
+            rescore = rescoring(folder, store)
+            ours, names = [*ours, Uniecs("float16", rescore), Uniecs("int8", rescore)], tuple(PEERS)
         contenders: dict[str, Any] = {**{each.name: each for each in ours}, **peers(len(data.vectors), names)}
         built = build(contenders, data, threads)
         if "search" in parts:
