@@ -8,6 +8,7 @@
 #include "backend.hpp"
 #include "item_fusion_model.hpp"
 #include "openvino_int8.hpp"
+#include "token_padding.hpp"
 #include "uniecs/errors.hpp"
 
 namespace uniecs {
@@ -22,8 +23,13 @@ constexpr const char* MAX_PREPARED = "256";
 // One graph: compiled on first use, run by as many threads at once as there may be requests; more wait.
 class CompiledGraph {
   public:
-    CompiledGraph(ov::Core& core, std::string path, ov::AnyMap config, std::vector<QuantizedInput> int8)
-        : core_(core), path_(std::move(path)), config_(std::move(config)), int8_(std::move(int8)) {}
+    CompiledGraph(ov::Core& core, std::string path, ov::AnyMap config, bool padded,
+                  std::vector<QuantizedInput> int8)
+        : core_(core),
+          path_(std::move(path)),
+          config_(std::move(config)),
+          padded_(padded),
+          int8_(std::move(int8)) {}
 
     // Calls use(request) with a request of its own.
     template <typename Use>
@@ -51,6 +57,7 @@ class CompiledGraph {
         std::unique_lock<std::mutex> lock(mutex_);
         if (!compiled_) {
             const std::shared_ptr<ov::Model> model = core_.read_model(path_);
+            if (padded_) pad_tokens(model);
             quantize(model, int8_);
             compiled_ = core_.compile_model(model, "CPU", config_);
             idle_.reserve(MAX_REQUESTS);
@@ -69,6 +76,7 @@ class CompiledGraph {
     ov::Core& core_;
     std::string path_;
     ov::AnyMap config_;
+    bool padded_;
     std::vector<QuantizedInput> int8_;
     std::mutex mutex_;
     std::condition_variable returned_;
@@ -110,9 +118,11 @@ class OpenVinoBackend : public Backend {
     OpenVinoBackend(const Graphs& graphs, const std::string& precision, unsigned threads)
         : embed_dim_(graphs.embed_dim),
           config_(configuration(core_, precision, threads)),
-          image_encoder_(core_, graphs.image_encoder, config_, int8(graphs, "image_encoder")),
-          text_encoder_(core_, graphs.text_encoder, config_, int8(graphs, "text_encoder")),
-          fusion_(core_, graphs.fusion, config_, int8(graphs, "fusion")),
+          // Products in fp32 don't mind their number of rows.
+          image_encoder_(core_, graphs.image_encoder, config_, precision != "fp32",
+                         int8(graphs, "image_encoder")),
+          text_encoder_(core_, graphs.text_encoder, config_, false, int8(graphs, "text_encoder")),
+          fusion_(core_, graphs.fusion, config_, false, int8(graphs, "fusion")),
           fusion_path_(graphs.fusion) {}
 
     void embed(const Batch& batch, float* out) override {

@@ -20,6 +20,7 @@ from uniecs.backends.base import GraphBackend, Inputs, Runner
 from uniecs.backends.compiled_cache import cache_folder, cache_key, read_blob, write_blob
 from uniecs.backends.item_fusion import item_fusion
 from uniecs.backends.openvino_int8 import quantize
+from uniecs.backends.token_padding import MULTIPLE, pad_tokens
 from uniecs.bundle import Bundle
 from uniecs.errors import BackendError, MissingExtraError
 from uniecs.int8_recipe import Int8Recipe, QuantizedInput, check_model, read_recipe
@@ -163,13 +164,16 @@ class OpenVinoBackend(GraphBackend):
         folder = cache_folder()
         graph = self._bundle.manifest["files"][path.name]["sha256"]
         int8 = [asdict(each) for each in self._int8.get(path, ())]
-        key = cache_key({"graph": graph, "int8": int8, "config": config, **self._machine})
+        multiple = 1 if self.precision == "fp32" else MULTIPLE
+        key = cache_key({"graph": graph, "int8": int8, "multiple": multiple, "config": config, **self._machine})
         blob = read_blob(folder, key)
         if blob is not None:
             # A blob that this OpenVINO nevertheless refuses is compiled and written anew.
             with contextlib.suppress(RuntimeError, ValueError):
                 return self._core.import_model(blob, "CPU", config)
         model = self._core.read_model(path)
+        if self.precision != "fp32":  # whose products don't mind their number of rows
+            pad_tokens(model)
         quantize(model, self._int8.get(path, ()))
         compiled = self._core.compile_model(model, "CPU", config)
         if folder is not None:
