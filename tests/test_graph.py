@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -389,3 +390,25 @@ def test_the_stress_test_is_clean_under_sanitizers(cpp_build: Callable[..., Path
         if "unexpected memory mapping" in done.stderr:
             pytest.skip("this kernel's address layout is not known to ThreadSanitizer")
         assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
+SCARCE = """
+import resource, numpy as np
+from uniecs._core import Graph
+vectors = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32)
+vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+graph = Graph(16, 8, 40, "float32")
+graph.apply(np.zeros(0, np.uint64), np.arange(1, 401, dtype=np.uint64), vectors, 1)
+alone = graph.search(vectors, 5)[0]
+used = 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize")))
+resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), -1))
+assert (graph.search(vectors, 5, threads=64)[0] == alone).all()
+print("all found")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits a process's address space as Linux does")
+def test_too_few_threads_to_be_had_end_no_process() -> None:
+    """Of 64 stacks of 8 MB the limit has room for two at most."""
+    done = subprocess.run([sys.executable, "-c", SCARCE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "all found\n"), done.stderr

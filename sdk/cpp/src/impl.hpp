@@ -178,8 +178,8 @@ class Graph::Impl {
     }
 };
 
-// Calls work(i) for every i below n on up to `threads` threads; the first exception is thrown after all have
-// ended.
+// Calls work(i) for every i below n on up to `threads` threads, fewer where the system gives no more; the
+// first exception is thrown after all have ended.
 void in_parallel(std::size_t n, unsigned threads, const std::function<void(std::size_t)>& work);
 
 }  // namespace uniecs
