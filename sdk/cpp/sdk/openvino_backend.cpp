@@ -118,11 +118,10 @@ class OpenVinoBackend : public Backend {
     OpenVinoBackend(const Graphs& graphs, const std::string& precision, unsigned threads)
         : embed_dim_(graphs.embed_dim),
           config_(configuration(core_, precision, threads)),
-          // Products in fp32 don't mind their number of rows.
-          image_encoder_(core_, graphs.image_encoder, config_, precision != "fp32",
-                         int8(graphs, "image_encoder")),
-          text_encoder_(core_, graphs.text_encoder, config_, false, int8(graphs, "text_encoder")),
-          fusion_(core_, graphs.fusion, config_, false, int8(graphs, "fusion")),
+          padded_(precision != "fp32"),
+          image_encoder_(core_, graphs.image_encoder, config_, padded_, int8(graphs, "image_encoder")),
+          text_encoder_(core_, graphs.text_encoder, config_, padded_, int8(graphs, "text_encoder")),
+          fusion_(core_, graphs.fusion, config_, padded_, int8(graphs, "fusion")),
           fusion_path_(graphs.fusion) {}
 
     void embed(const Batch& batch, float* out) override {
@@ -230,6 +229,7 @@ class OpenVinoBackend : public Backend {
     ov::Core core_;
     std::size_t embed_dim_;
     ov::AnyMap config_;
+    bool padded_;  // products in fp32 don't mind their number of rows
     CompiledGraph image_encoder_, text_encoder_, fusion_;
     std::string fusion_path_;
     std::once_flag item_fusion_read_;

@@ -7,7 +7,11 @@
 #include <iostream>
 #include <random>
 
-int main(int, char** argv) {
+int main(int argc, char** argv) {
+    if (argc != 2) {
+        std::cerr << "usage: token_padding MODEL\n";
+        return 2;
+    }
     ov::Core core;
     const auto plain = core.read_model(argv[1]), padded = plain->clone();
     std::cout << uniecs::pad_tokens(padded);

@@ -164,7 +164,7 @@ class OpenVinoBackend(GraphBackend):
         folder = cache_folder()
         graph = self._bundle.manifest["files"][path.name]["sha256"]
         int8 = [asdict(each) for each in self._int8.get(path, ())]
-        multiple = 1 if self.precision == "fp32" else MULTIPLE
+        multiple = 1 if self.precision == "fp32" else MULTIPLE  # products in fp32 don't mind their number of rows
         key = cache_key({"graph": graph, "int8": int8, "multiple": multiple, "config": config, **self._machine})
         blob = read_blob(folder, key)
         if blob is not None:
@@ -172,7 +172,7 @@ class OpenVinoBackend(GraphBackend):
             with contextlib.suppress(RuntimeError, ValueError):
                 return self._core.import_model(blob, "CPU", config)
         model = self._core.read_model(path)
-        if self.precision != "fp32":  # whose products don't mind their number of rows
+        if multiple > 1:
             pad_tokens(model)
         quantize(model, self._int8.get(path, ()))
         compiled = self._core.compile_model(model, "CPU", config)

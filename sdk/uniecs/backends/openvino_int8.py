@@ -64,9 +64,15 @@ def constant_weights(matmul: Any) -> npt.NDArray[np.float32] | None:
 
 def constant(node: Any) -> npt.NDArray[np.float32] | None:
     """The value of a constant as float32, however it is stored; None for any other node."""
+    stored = constant_node(node)
+    if stored is None:
+        return None
+    value: npt.NDArray[np.float32] = stored.data.astype(np.float32)
+    return value
+
+
+def constant_node(node: Any) -> Any | None:
+    """A constant, also behind a Convert; None for any other node."""
     if node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant":
-        return None
-    value: npt.NDArray[np.float32] = node.data.astype(np.float32)
-    return value
+    return node if node.get_type_name() == "Constant" else None

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from uniecs.backends.openvino_int8 import constant_node
+
 MULTIPLE = 8
 MOST_SPARE = 0.03
 """Share of the tokens; of few tokens more would cost what it wins."""
@@ -82,11 +84,7 @@ def _behind(start: Any) -> list[Any]:
 
 
 def _constant(node: Any, port: int) -> Any | None:
-    """The constant at an input, also behind a Convert; None if it is none."""
-    source = node.input_value(port).get_node()
-    if source.get_type_name() == "Convert":
-        source = source.input_value(0).get_node()
-    return source if source.get_type_name() == "Constant" else None
+    return constant_node(node.input_value(port).get_node())
 
 
 def _indifferent(node: Any, tokens: int) -> bool:
@@ -153,5 +151,4 @@ def _keep_length(reshape: Any) -> None:
     kept = np.array([0, 0, *pattern.data.ravel()[2:]], np.int64)
     made = opset8.reshape(reshape.input_value(0), opset8.constant(kept), True)
     made.set_friendly_name(reshape.get_friendly_name())
-    for each in list(reshape.output(0).get_target_inputs()):
-        each.replace_source_output(made.output(0))
+    reshape.output(0).replace(made.output(0))
