@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniecs.config import FusionConfig
-from uniecs.kernels.accuracy import compare, random_weights
+from uniecs.kernels.accuracy import DRAWS, Accuracy, compare, over, random_weights
 from uniecs.kernels.gate import GateWeights, fold_gate, plain_gate
 from uniecs.trainer.folded import FoldedFusion
 from uniecs.trainer.fusion import Gate, GatedFusion
@@ -151,21 +151,26 @@ def indicators(batch: int, device: str) -> Tensor:
     return torch.stack((torch.arange(batch) % 2, torch.ones(batch)), 1).float().to(device)
 
 
+def tails_accuracy(storage: torch.dtype, dim: int, seed: int, device: str) -> Accuracy:
+    """The errors of both tails on one draw."""
+    rng = np.random.default_rng(seed)
+    weights, indicator = random_weights(dim, rng), indicators(3, device)
+    x, attention = (torch.from_numpy(rng.standard_normal((3, 37, dim))).to(storage) for _ in range(2))
+    doubles = (x.double().numpy(), attention.double().numpy(), indicator[:, 0].double().cpu().numpy())
+    given = (x.to(device), attention.to(device), indicator)
+    with torch.no_grad():
+        outputs = [tail(weights, storage).to(device)(*given) for tail in (PlainTail, FoldedTail)]
+    return compare(plain_gate(weights, *doubles), *(each.double().cpu().numpy() for each in outputs))
+
+
 def check_accuracy(device: str, dims: tuple[int, ...] = DIMS) -> list[dict[str, Any]]:
     """The accuracy rule on `device`, tails against float64, on fresh inputs; a sheet of figures for each case."""
     sheet = []
     for dtype, storage in DTYPES.items():
         for dim in dims:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
-            rng = np.random.default_rng(seed)
-            weights, indicator = random_weights(dim, rng), indicators(3, device)
-            x, attention = (torch.from_numpy(rng.standard_normal((3, 37, dim))).to(storage) for _ in range(2))
-            doubles = (x.double().numpy(), attention.double().numpy(), indicator[:, 0].double().cpu().numpy())
-            given = (x.to(device), attention.to(device), indicator)
-            with torch.no_grad():
-                outputs = [tail(weights, storage).to(device)(*given) for tail in (PlainTail, FoldedTail)]
-            result = compare(plain_gate(weights, *doubles), *(each.double().cpu().numpy() for each in outputs))
-            sheet.append({"dtype": dtype, "dim": dim, "seed": seed, "holds": result.holds, **vars(result)})
+            seeds = [int(seed) for seed in np.random.SeedSequence().generate_state(DRAWS)]
+            result = over([tails_accuracy(storage, dim, seed, device) for seed in seeds])
+            sheet.append({"dtype": dtype, "dim": dim, "seeds": seeds, "holds": result.holds, **vars(result)})
     return sheet
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from uniecs.errors import BackendError, InputError, MissingExtraError
 from uniecs.kernels import build, gate
-from uniecs.kernels.accuracy import Accuracy, compare, random_weights
+from uniecs.kernels.accuracy import DRAWS, Accuracy, compare, over, random_weights
 from uniecs.kernels.launch import CudaCoreLauncher, GateCall, PycudaLauncher
 from uniecs.kernels.tensorrt_plugin import register_gate_plugin
 from uniecs.trainer.fusion import Gate
@@ -140,6 +140,11 @@ def accuracy(case: Case, output: Tensor) -> Accuracy:
     return compare(case.reference, case.plain.double().numpy(), output.double().numpy())
 
 
+def fresh_seeds() -> list[int]:
+    """For as many draws as the rule takes."""
+    return [int(seed) for seed in np.random.SeedSequence().generate_state(DRAWS)]
+
+
 def test_folding_is_exact() -> None:
     rng = np.random.default_rng()
     for dim, mean in ((64, 0.0), (192, 30.0)):
@@ -191,10 +196,20 @@ def test_source_and_python_agree() -> None:
 @pytest.mark.parametrize(("dtype", "dim"), CASES)
 @pytest.mark.parametrize("mean", [0.0, 8.0])
 def test_accuracy_rule_on_the_cpu(host: Host, dtype: str, dim: int, mean: float) -> None:
-    seed = np.random.SeedSequence().generate_state(1).item()
-    case = draw(dtype, dim, seed, mean)
-    result = accuracy(case, run(host, case))
-    assert result.holds, (seed, result)
+    seeds = fresh_seeds()
+    cases = [draw(dtype, dim, seed, mean) for seed in seeds]
+    result = over([accuracy(case, run(host, case)) for case in cases])
+    assert result.holds, (seeds, result)
+
+
+def test_the_accuracy_rule_is_over_several_draws() -> None:
+    """A draw whose roundings add up does not break it; a kernel that is wrong in one draw, or a little in all, does."""
+    usual, unlucky = Accuracy(1.2e-6, 1.2e-6, 1.9e-7, 2e-7), Accuracy(2.7e-6, 1.2e-6, 1.9e-7, 2e-7)
+    assert not unlucky.holds
+    assert over([usual] * (DRAWS - 1) + [unlucky]).holds
+    assert not over([unlucky] * DRAWS).holds
+    for wrong in (replace(usual, kernel_max=1e-3), replace(usual, kernel_rms=1e-5), replace(usual, kernel_max=np.nan)):
+        assert not over([usual] * (DRAWS - 1) + [wrong]).holds
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -492,8 +507,9 @@ def test_accuracy_rule_on_the_gpu(nvcc: None, dtype: str, dim: int) -> None:
     pytest.importorskip("cuda.core", reason="cuda-core is not installed")
     launcher = CudaCoreLauncher.built_for(0)
     for mean in (0.0, 8.0):
-        seed = np.random.SeedSequence().generate_state(1).item()
-        case = draw(dtype, dim, seed, mean)
-        result = accuracy(case, run(launcher.launch, case, "cuda"))
-        assert result.holds, (seed, result)
+        seeds = fresh_seeds()
+        cases = [draw(dtype, dim, seed, mean) for seed in seeds]
+        result = over([accuracy(case, run(launcher.launch, case, "cuda")) for case in cases])
+        assert result.holds, (seeds, result)
+    case = cases[0]
     assert not accuracy(case, run(launcher.launch, replace(case, x=case.u, u=case.x), "cuda")).holds
