@@ -181,43 +181,68 @@ struct F16x8 {
     }
 };
 
+// Two sums a vector whatever N is, as above. Four vectors at a time are also read from memory at once.
+template <typename Load, std::size_t N>
+AVX2 inline void dot_group_avx2(const float* q, const std::byte* const* v, std::size_t dim, float* out) {
+    __m256 even[N], odd[N];
+    for (std::size_t i = 0; i < N; ++i) even[i] = odd[i] = _mm256_setzero_ps();
+    std::size_t d = 0;
+    for (; d + 16 <= dim; d += 16) {
+        const __m256 q0 = _mm256_loadu_ps(q + d), q1 = _mm256_loadu_ps(q + d + 8);
+        for (std::size_t i = 0; i < N; ++i) {
+            even[i] = _mm256_fmadd_ps(q0, Load::load(v[i], d), even[i]);
+            odd[i] = _mm256_fmadd_ps(q1, Load::load(v[i], d + 8), odd[i]);
+        }
+    }
+    for (std::size_t i = 0; i < N; ++i) {
+        out[i] = sum_avx2(_mm256_add_ps(even[i], odd[i]));
+        for (std::size_t rest = d; rest < dim; ++rest) out[i] += q[rest] * Load::one(v[i], rest);
+    }
+}
+
 template <typename Load>
 AVX2 void dot_float_avx2(const void* query, const std::byte* const* codes, std::size_t n, std::size_t dim,
                          void* out) {
     const auto* q = static_cast<const float*>(query);
-    for (std::size_t i = 0; i < n; ++i) {
-        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-        std::size_t d = 0;
-        for (; d + 32 <= dim; d += 32)
-            for (std::size_t part = 0; part < 4; ++part)
-                sums[part] = _mm256_fmadd_ps(_mm256_loadu_ps(q + d + 8 * part),
-                                             Load::load(codes[i], d + 8 * part), sums[part]);
-        float total =
-            sum_avx2(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
-        for (; d < dim; ++d) total += q[d] * Load::one(codes[i], d);
-        static_cast<float*>(out)[i] = total;
+    auto* result = static_cast<float*>(out);
+    std::size_t i = 0;
+    for (; i + 4 <= n; i += 4) dot_group_avx2<Load, 4>(q, codes + i, dim, result + i);
+    for (; i < n; ++i) dot_group_avx2<Load, 1>(q, codes + i, dim, result + i);
+}
+
+AVX2 inline std::int32_t sum_avx2(__m256i v) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0b01'00'11'10));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0b10'11'00'01)));
+}
+
+// Products of 8 bits fit 16 only when widened first; the vectors of a group share the widened query.
+template <std::size_t N>
+AVX2 inline void dot_group_i8_avx2(const std::int8_t* q, const std::byte* const* v, std::size_t dim,
+                                   std::int32_t* out) {
+    const auto at = [](const void* bytes) { return _mm_loadu_si128(static_cast<const __m128i*>(bytes)); };
+    __m256i sums[N];
+    for (__m256i& each : sums) each = _mm256_setzero_si256();
+    std::size_t d = 0;
+    for (; d + 16 <= dim; d += 16) {
+        const __m256i q0 = _mm256_cvtepi8_epi16(at(q + d));
+        for (std::size_t i = 0; i < N; ++i)
+            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(q0, _mm256_cvtepu8_epi16(at(v[i] + d))));
+    }
+    for (std::size_t i = 0; i < N; ++i) {
+        out[i] = sum_avx2(sums[i]);
+        for (std::size_t rest = d; rest < dim; ++rest)
+            out[i] += std::int32_t{q[rest]} * std::to_integer<std::int32_t>(v[i][rest]);
     }
 }
 
 AVX2 void dot_i8_avx2(const void* query, const std::byte* const* codes, std::size_t n, std::size_t dim,
                       void* out) {
     const auto* q = static_cast<const std::int8_t*>(query);
-    for (std::size_t i = 0; i < n; ++i) {
-        const auto* v = reinterpret_cast<const std::uint8_t*>(codes[i]);
-        __m256i sums = _mm256_setzero_si256();
-        std::size_t d = 0;
-        for (; d + 16 <= dim; d += 16) {  // products of 8 bits fit 16 only when widened first
-            const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q + d)));
-            const __m256i b = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v + d)));
-            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
-        }
-        alignas(32) std::int32_t parts[8];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(parts), sums);
-        std::int32_t total = 0;
-        for (std::int32_t part : parts) total += part;
-        for (; d < dim; ++d) total += static_cast<std::int32_t>(q[d]) * static_cast<std::int32_t>(v[d]);
-        static_cast<std::int32_t*>(out)[i] = total;
-    }
+    auto* result = static_cast<std::int32_t*>(out);
+    std::size_t i = 0;
+    for (; i + 4 <= n; i += 4) dot_group_i8_avx2<4>(q, codes + i, dim, result + i);
+    for (; i < n; ++i) dot_group_i8_avx2<1>(q, codes + i, dim, result + i);
 }
 #endif
 
@@ -337,10 +362,11 @@ void Query::set_stored(const std::byte* codes, Scale scale) {
         codec_.decode(codes, scale, decoded_.data());
         set_floats(decoded_.data());
     } else {
-        signed_.resize(codec_.dim);
+        const std::size_t dim = codec_.dim;
+        signed_.resize(dim);
         std::int8_t* values = signed_.data();
-        std::int32_t sum = 0;  // a local one: bytes may alias the member
-        for (std::size_t d = 0; d < codec_.dim; ++d) {
+        std::int32_t sum = 0;  // local ones, as bytes may alias any member: else this is not vectorised
+        for (std::size_t d = 0; d < dim; ++d) {
             const int value = std::to_integer<int>(codes[d]) - 128;
             values[d] = static_cast<std::int8_t>(value);
             sum += value;
