@@ -46,39 +46,43 @@ inline Floats weights(const void* from, std::size_t place) {
     return load(static_cast<const float*>(from) + place);
 }
 
-// out (ROWS, PANEL) = x w + bias for PANEL columns, of which each row of `w` is `stride` from the next.
-template <bool HALF, std::size_t ROWS>
+// out (ROWS, WIDE vectors) = x w + bias, of which each row of `w` is `stride` from the next.
+template <bool HALF, std::size_t ROWS, std::size_t WIDE>
 inline void product_rows(const float* x, std::size_t x_stride, const void* w, std::size_t stride,
-                         std::size_t depth, const float* bias, float* out, std::size_t out_stride) {
-    Floats sums[ROWS][VECTORS] = {};
-    for (std::size_t v = 0; v < VECTORS && bias; ++v)
-        for (std::size_t row = 0; row < ROWS; ++row) sums[row][v] = load(bias + v * LANES);
+                         std::size_t depth, const float* bias, float* out, std::size_t out_stride,
+                         std::size_t column) {
+    Floats sums[ROWS][WIDE] = {};
+    for (std::size_t v = 0; v < WIDE && bias; ++v)
+        for (std::size_t row = 0; row < ROWS; ++row) sums[row][v] = load(bias + column + v * LANES);
     for (std::size_t k = 0; k < depth; ++k) {
-        Floats each[VECTORS];
-        for (std::size_t v = 0; v < VECTORS; ++v) each[v] = weights<HALF>(w, k * stride + v * LANES);
+        Floats each[WIDE];
+        for (std::size_t v = 0; v < WIDE; ++v) each[v] = weights<HALF>(w, k * stride + column + v * LANES);
         for (std::size_t row = 0; row < ROWS; ++row)
-            for (std::size_t v = 0; v < VECTORS; ++v) sums[row][v] += x[row * x_stride + k] * each[v];
+            for (std::size_t v = 0; v < WIDE; ++v) sums[row][v] += x[row * x_stride + k] * each[v];
     }
     for (std::size_t row = 0; row < ROWS; ++row)
-        for (std::size_t v = 0; v < VECTORS; ++v) store(sums[row][v], out + row * out_stride + v * LANES);
+        for (std::size_t v = 0; v < WIDE; ++v)
+            store(sums[row][v], out + row * out_stride + column + v * LANES);
 }
 
+// PANEL columns. Two vectors of many rows read least for what they compute; few rows need more vectors, so
+// that sums do not wait for one another.
 template <bool HALF>
 inline void product_panel(const float* x, std::size_t x_stride, std::size_t rows, const void* w,
                           std::size_t stride, std::size_t depth, const float* bias, float* out,
                           std::size_t out_stride) {
-    constexpr std::size_t MOST = LANES == 16 ? 8 : 2;  // as many sums as the registers hold
+    constexpr std::size_t MOST = LANES == 16 ? 8 : 6;  // as many sums as the registers hold
     std::size_t row = 0;
     const auto run = [&](auto count) {
-        product_rows<HALF, count()>(x + row * x_stride, x_stride, w, stride, depth, bias,
-                                    out + row * out_stride, out_stride);
-        row += count();
+        constexpr std::size_t ROWS = count(), WIDE = ROWS > 2 ? 2 : VECTORS;
+        for (std::size_t column = 0; column < PANEL; column += WIDE * LANES)
+            product_rows<HALF, ROWS, WIDE>(x + row * x_stride, x_stride, w, stride, depth, bias,
+                                           out + row * out_stride, out_stride, column);
+        row += ROWS;
     };
     while (row + MOST <= rows) run(std::integral_constant<std::size_t, MOST>());
-    if constexpr (MOST > 4)
-        if (row + 4 <= rows) run(std::integral_constant<std::size_t, 4>());
-    if constexpr (MOST > 2)
-        if (row + 2 <= rows) run(std::integral_constant<std::size_t, 2>());
+    if (row + 4 <= rows) run(std::integral_constant<std::size_t, 4>());
+    if (row + 2 <= rows) run(std::integral_constant<std::size_t, 2>());
     if (row < rows) run(std::integral_constant<std::size_t, 1>());
 }
 
