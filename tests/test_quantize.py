@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uniecs.backends import openvino_int8
-from uniecs.backends.base import create_backend
+from uniecs.backends import openvino, openvino_int8
+from uniecs.backends.base import available_backends, create_backend
 from uniecs.backends.openvino import OpenVinoBackend, import_openvino
 from uniecs.backends.openvino_int8 import quantize
 from uniecs.bundle import Bundle, open_bundle, packaged_bundle, write_manifest
@@ -91,6 +91,21 @@ def test_int8_of_a_bundle_without_the_variant_is_an_error(tiny_bundle: Path) -> 
         create_backend(bundle, "onnxruntime", precision="int8")
 
 
+def test_int8_where_its_sums_overflow_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO would compute with AVX2 alone, and far off."""
+    monkeypatch.setattr(openvino, "has_byte_products", lambda: False)
+    with pytest.raises(BackendError, match=r"VNNI.* use precision='fp32'"):
+        load("mini", precision="int8")
+    assert "int8" not in available_backends()["openvino"]
+    assert load("mini", precision="fp32").precision == "fp32"
+
+
+@pytest.fixture(scope="module")
+def int8_cpu() -> None:
+    if not openvino.has_precision(import_openvino().Core(), "int8"):
+        pytest.skip("this CPU has no int8 arithmetic for an engine (VNNI): int8 is refused")
+
+
 @pytest.fixture(scope="module")
 def tiny(tiny_bundle: Path) -> Bundle:
     return open_bundle(tiny_bundle)
@@ -142,6 +157,7 @@ def test_matrix_products_run_in_int8(tiny: Bundle, recipe: Int8Recipe, graph: st
     assert sum(each in ("i8", "u8") for each in after) == sum(len(each.matmuls) for each in inputs)
 
 
+@pytest.mark.usefixtures("int8_cpu")
 @pytest.mark.parametrize("graph", ENCODERS)
 def test_int8_is_near_fp32_and_only_for_the_right_ranges(
     tiny: Bundle, recipe: Int8Recipe, feeds: Any, graph: str
@@ -179,6 +195,7 @@ def test_scales_leave_the_product_unchanged(tiny: Bundle, recipe: Int8Recipe, fe
         (lambda each: replace(each, scale=each.scale[1:]), "another kind of matrix product"),
     ],
 )
+@pytest.mark.usefixtures("int8_cpu")
 def test_a_recipe_that_does_not_fit_the_graph_is_an_error(
     tiny: Bundle, recipe: Int8Recipe, feeds: Any, change: Callable[[QuantizedInput], QuantizedInput], message: str
 ) -> None:
@@ -187,6 +204,7 @@ def test_a_recipe_that_does_not_fit_the_graph_is_an_error(
         backend.run("text_encoder", feeds["text_encoder"][0])
 
 
+@pytest.mark.usefixtures("int8_cpu")
 def test_products_of_different_inputs_do_not_share_a_range(tiny: Bundle, recipe: Int8Recipe, feeds: Any) -> None:
     first, second = (each for each in recipe.graphs["text_encoder"] if len(each.matmuls) == 3)
     joined = replace(first, matmuls=(*first.matmuls, *second.matmuls))
@@ -220,7 +238,7 @@ def quantize_command(bundle: Path, out: Path, products: tuple[Path, Path]) -> in
 
 
 @pytest.fixture
-def calibrated(recipe: Int8Recipe, monkeypatch: pytest.MonkeyPatch) -> Int8Recipe:
+def calibrated(int8_cpu: None, recipe: Int8Recipe, monkeypatch: pytest.MonkeyPatch) -> Int8Recipe:
     """The command without NNCF's work, which other tests show."""
     pytest.importorskip("sklearn", reason="the evaluation's baselines need scikit-learn")
     from uniecs.export import quantize as quantization
@@ -304,6 +322,7 @@ def shop(drawn: Sequence[DrawnProduct]) -> tuple[dict[str, Product], Pairs]:
     return products, pairs
 
 
+@pytest.mark.usefixtures("int8_cpu")
 def test_the_gate_passes_minis_recipe_and_refuses_a_damaged_one(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the evaluation's baselines need scikit-learn")
     from uniecs.export.quantize import judge
@@ -323,6 +342,7 @@ def test_the_gate_passes_minis_recipe_and_refuses_a_damaged_one(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("int8_cpu")
 def test_minis_int8_embeddings_are_near_its_fp32_ones() -> None:
     texts = ["Men black slim fit jeans", "Women red printed kurta", "Unisex steel dial watch", "x"]
     images = [draw(each.look) for each in drawn_products()[::80]]

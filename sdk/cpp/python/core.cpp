@@ -229,6 +229,9 @@ NB_MODULE(_core, module) {
                "The vector instructions that `resize` can use here, the fastest first.");
     module.def("row_instructions", &uniecs::supported_row_kernels,
                "The vector instructions that `ItemFusion` can use here, the fastest first.");
+    module.def(
+        "has_byte_products", &uniecs::has_byte_products,
+        "Whether an engine's sums of int8 products are right on this CPU: with VNNI, or if it is no x86.");
     module.def("resize", &resize, "image"_a, "width"_a, "height"_a, "instructions"_a = "",
                "whole"_a = nb::none(), "scale"_a = 1);
     module.def("pixel_values", &pixel_values, "image"_a, "out"_a.noconvert(), "mean"_a, "std"_a,

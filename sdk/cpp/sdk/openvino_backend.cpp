@@ -5,6 +5,7 @@
 #include <openvino/openvino.hpp>
 #include <vector>
 
+#include "../src/row_kernels.hpp"
 #include "backend.hpp"
 #include "item_fusion_model.hpp"
 #include "openvino_int8.hpp"
@@ -95,8 +96,10 @@ ov::AnyMap configuration(ov::Core& core, const std::string& precision, unsigned 
                            "'; the openvino backend runs in fp32, bf16 or int8");
     if (precision == "bf16" && !has("BF16"))
         throw BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision fp32");
-    if (precision == "int8" && !has("INT8"))
-        throw BackendError("OpenVINO has no int8 arithmetic on this CPU; use precision fp32");
+    if (precision == "int8" && !(has("INT8") && has_byte_products()))
+        throw BackendError(
+            "this CPU has no int8 arithmetic for an engine (VNNI): sums of products would overflow; use "
+            "precision fp32");
     // Under int8 all but the quantised matrix products runs in bf16, where the CPU has it.
     const bool bf16 = precision == "bf16" || (precision == "int8" && has("BF16"));
     ov::AnyMap config{{"PERFORMANCE_HINT", "LATENCY"},

@@ -84,6 +84,17 @@ std::vector<std::string> supported_row_kernels() {
     return names;
 }
 
+bool has_byte_products() {
+#if defined(UNIECS_X86)
+    __builtin_cpu_init();
+    return has_vnni();
+#elif defined(_M_X64)  // not told apart there
+    return false;
+#else
+    return true;
+#endif
+}
+
 const RowKernels* row_kernels(const std::string& instructions) {
     for (const RowKernels* each : supported())
         if (instructions.empty() || instructions == each->instructions) return each;

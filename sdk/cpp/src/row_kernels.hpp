@@ -88,4 +88,8 @@ const RowKernels* row_kernels(const std::string& instructions = "");
 // What this CPU can use, the best first: avx512, avx2, or nothing.
 std::vector<std::string> supported_row_kernels();
 
+// Whether sums of int8 products are right on this CPU: with VNNI, or if it is no x86. Without, an engine's
+// overflow.
+bool has_byte_products();
+
 }  // namespace uniecs

@@ -36,5 +36,13 @@ inline bool has_avx2() {
            __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
+// Whether products of bytes are summed in 32 bits at once. AVX2 sums pairs of them in 16, which overflow.
+inline bool has_vnni() {
+    constexpr unsigned AVX_VNNI = 1u << 4;
+    unsigned a = 0, b, c, d;
+    return __builtin_cpu_supports("avx512vnni") ||
+           (has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & AVX_VNNI);
+}
+
 }  // namespace uniecs
 #endif

@@ -454,7 +454,7 @@ def machine_floor(bench: Bench) -> Iterator[Task]:
     for precision in floor.PRECISIONS:
         call = floor.product(precision, effort.product_size, count)
         if call is None:
-            bench.left_out[f"floor {precision}"] = f"this CPU has no {precision} arithmetic that OpenVINO uses"
+            bench.left_out[f"floor {precision}"] = f"this CPU has no {precision} arithmetic for an engine"
             continue
         operations = float(floor.product_operations(effort.product_size))
         what = f"matmul {effort.product_size}"
