@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniecs.config import FusionConfig
-from uniecs.kernels.accuracy import DRAWS, Accuracy, compare, over, random_weights
+from uniecs.kernels.accuracy import Accuracy, compare, fresh_seeds, over, random_weights
 from uniecs.kernels.gate import GateWeights, fold_gate, plain_gate
 from uniecs.trainer.folded import FoldedFusion
 from uniecs.trainer.fusion import Gate, GatedFusion
@@ -168,7 +168,7 @@ def check_accuracy(device: str, dims: tuple[int, ...] = DIMS) -> list[dict[str, 
     sheet = []
     for dtype, storage in DTYPES.items():
         for dim in dims:
-            seeds = [int(seed) for seed in np.random.SeedSequence().generate_state(DRAWS)]
+            seeds = fresh_seeds()
             result = over([tails_accuracy(storage, dim, seed, device) for seed in seeds])
             sheet.append({"dtype": dtype, "dim": dim, "seeds": seeds, "holds": result.holds, **vars(result)})
     return sheet

@@ -41,6 +41,11 @@ def compare(reference: Array, plain: Array, kernel: Array) -> Accuracy:
     return Accuracy(float(of_kernel.max()), float(of_plain.max()), rms_kernel, rms_plain)
 
 
+def fresh_seeds() -> list[int]:
+    """For as many draws as the rule takes, others at each call."""
+    return [int(seed) for seed in np.random.SeedSequence().generate_state(DRAWS)]
+
+
 def over(draws: Sequence[Accuracy]) -> Accuracy:
     """The measures over draws of one size: the mean of their largest errors, and the root mean square of all errors."""
 

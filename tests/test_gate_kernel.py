@@ -21,7 +21,7 @@ from torch import Tensor
 
 from uniecs.errors import BackendError, InputError, MissingExtraError
 from uniecs.kernels import build, gate
-from uniecs.kernels.accuracy import DRAWS, Accuracy, compare, over, random_weights
+from uniecs.kernels.accuracy import DRAWS, Accuracy, compare, fresh_seeds, over, random_weights
 from uniecs.kernels.launch import CudaCoreLauncher, GateCall, PycudaLauncher
 from uniecs.kernels.tensorrt_plugin import register_gate_plugin
 from uniecs.trainer.fusion import Gate
@@ -138,11 +138,6 @@ def run(launch: Host, case: Case, device: str = "cpu") -> Tensor:
 def accuracy(case: Case, output: Tensor) -> Accuracy:
     """The rule's measures of one output."""
     return compare(case.reference, case.plain.double().numpy(), output.double().numpy())
-
-
-def fresh_seeds() -> list[int]:
-    """For as many draws as the rule takes."""
-    return [int(seed) for seed in np.random.SeedSequence().generate_state(DRAWS)]
 
 
 def test_folding_is_exact() -> None:
