@@ -84,6 +84,29 @@ def test_vectors_that_hardly_differ_are_told_apart(storage: str, first: int, tmp
         assert recall(found, nearest(queries, vectors[:2000], rows, 20)) >= 0.98
 
 
+@pytest.mark.parametrize("kind", ["clusters", "one place", "an outlier", "a narrow cone", "tiny"])
+def test_an_exact_search_is_exact(kind: str) -> None:
+    """Though it compares int8 codes first: what their error leaves open is scored by the vectors."""
+    made = unit(4050).astype(np.float64)
+    if kind == "one place":  # further apart than twins, and half of them nearer than codes tell apart
+        made[::2] = made[0] + 0.01 * made[::2]
+    elif kind == "an outlier":
+        made[7] *= 60
+    elif kind == "a narrow cone":
+        made = made[0] + 1e-3 * made
+    elif kind == "tiny":
+        made *= 1e-6
+    vectors, queries = made[:4000].astype(np.float32), made[4000:].astype(np.float32)
+    graph = filled(vectors)
+    true = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    rounding = 1e-6 * np.linalg.norm(made, axis=1).max() * np.linalg.norm(queries, axis=1, keepdims=True)
+    for k in (1, 10, 300):
+        rows, scores, _ = graph.search(queries, k, strategy="exact")
+        found = np.take_along_axis(true, rows.astype(np.int64) - 1, axis=1)
+        assert (np.abs(found + np.sort(-true, axis=1)[:, :k]) <= rounding).all()
+        assert (np.abs(scores - found) <= rounding).all()
+
+
 def test_one_thread_and_many_give_one_answer_a_query() -> None:
     graph, queries = filled(unit(3000)), unit(40, 1)
     alone = [graph.search(query[np.newaxis], 7) for query in queries]

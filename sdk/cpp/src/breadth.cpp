@@ -46,7 +46,7 @@ void Graph::Impl::measure_breadth(std::size_t changes, unsigned threads) {
     std::vector<Node> sample;  // in the lowest layer alone: nothing above leads to them
     const Node count = nodes.count.load(), stride = std::max<Node>(1, count / SAMPLE);
     for (Node node = 0; node < count; node += stride)
-        if (nodes.leads_for_good(node) && nodes.header(node).layers == 0) sample.push_back(node);
+        if (nodes.leads_for_good(node) && nodes.tower(node).layers == 0) sample.push_back(node);
     if (sample.empty()) return;
     const std::vector<float> strayed = stray(sample);
     // Of each vector as if the graph did not hold it, then of each as it strayed.

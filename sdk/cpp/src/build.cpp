@@ -66,8 +66,7 @@ void Graph::Impl::check(Span<const Row> gone, Span<const Row> rows, Span<const f
                                         " cannot be removed: it is not in the graph");
     }
     for (Row row : rows)
-        if (row == 0 || row >= node_by_row.PER_BLOCK * node_by_row.BLOCKS || node_of(row) != NO_NODE ||
-            !seen.insert(row).second)
+        if (row == 0 || row >= MOST_ROWS || node_of(row) != NO_NODE || !seen.insert(row).second)
             throw std::invalid_argument("row " + std::to_string(row) +
                                         " cannot be added: it is 0, too large, or was used");
 }
@@ -108,20 +107,21 @@ Node Graph::Impl::new_node(Row row, const float* vector, Step at) {
     node_by_row.reach(row);
     const bool reused = !free.empty();
     const Node node = reused ? free.back() : nodes.count.load();
-    nodes.reach(node);
+    nodes.make_room(node);
     const unsigned layers = layers_of(row, config.M);
     std::unique_ptr<Word[]> upper(layers ? new Word[nodes.upper_words(layers)] : nullptr);
     for (std::size_t i = 0; i < nodes.upper_words(layers); ++i) upper[i].store(0, std::memory_order_relaxed);
     if (reused) free.pop_back();
     Header& header = nodes.header(node);
-    header.row = row;
-    header.layers = static_cast<std::uint8_t>(layers);
-    header.leads = true;
+    Tower& tower = nodes.tower(node);
+    header.row = static_cast<std::uint32_t>(row);
     header.twin.store(0);
+    tower.layers = static_cast<std::uint8_t>(layers);
+    tower.leads = true;
     nodes.scale(node) = nodes.codec.encode(vector, nodes.vector(node));
     nodes.derive_codes(node);
     nodes.links(node, 0)[0].store(0);
-    delete[] header.upper.exchange(upper.release());
+    delete[] tower.upper.exchange(upper.release());
     header.added.store(at, std::memory_order_release);
     header.removed.store(NEVER, std::memory_order_release);
     if (!reused) nodes.count.store(node + 1, std::memory_order_release);
@@ -132,7 +132,7 @@ Node Graph::Impl::new_node(Row row, const float* vector, Step at) {
 // Algorithm 1. All of a node's own links are there before the first link leads to it. A node that `joins` may
 // become the twin of another instead.
 void Graph::Impl::insert(Node node, bool joins) {
-    const unsigned layers = nodes.header(node).layers;
+    const unsigned layers = nodes.tower(node).layers;
     std::unique_lock<std::mutex> lock(entering);
     if (entry_node() == NO_NODE) return set_entry(node);
     const bool rises = layers > entry_layers();
@@ -165,7 +165,7 @@ void Graph::Impl::insert(Node node, bool joins) {
 }
 
 void Graph::Impl::set_links(Node node, unsigned layer, const std::vector<Node>& links) {
-    const NodeLock lock(nodes.header(node).lock);
+    const NodeLock lock(nodes.tower(node).lock);
     write_links(nodes.links(node, layer), links.data(), links.size());
 }
 
@@ -186,7 +186,7 @@ void Graph::Impl::select(Scratch& s, const std::vector<Near>& candidates, std::s
 
 // Link `from` to `to`; of too many links the best apart are kept.
 void Graph::Impl::link_back(Scratch& s, Node from, Node to, unsigned layer) {
-    const NodeLock lock(nodes.header(from).lock);
+    const NodeLock lock(nodes.tower(from).lock);
     Word* links = nodes.links(from, layer);
     const std::size_t most = nodes.most_links(layer);
     s.links.resize(2 * config.M + 1);

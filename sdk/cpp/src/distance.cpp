@@ -308,6 +308,19 @@ float offset_of(const float* centre, const float* vector, std::size_t dim) {
     return std::accumulate(sums, sums + LANES, rest);
 }
 
+// The length of a vector that is given by its components.
+template <typename At>
+float length_of(std::size_t dim, At at) {
+    float sums[LANES] = {}, rest = 0;
+    std::size_t d = 0;
+    for (; d + LANES <= dim; d += LANES)
+        for (std::size_t lane = 0; lane < LANES; ++lane) sums[lane] += at(d + lane) * at(d + lane);
+    for (; d < dim; ++d) rest += at(d) * at(d);
+    return std::sqrt(std::accumulate(sums, sums + LANES, rest));
+}
+
+float value_of(std::byte code) { return static_cast<float>(std::to_integer<int>(code) - 128); }
+
 }  // namespace
 
 std::size_t Codec::bytes() const {
@@ -335,10 +348,15 @@ void Codec::decode(const std::byte* codes, Scale scale, float* vector) const {
         return;
     }
     for (std::size_t d = 0; d < dim; ++d)
-        vector[d] =
-            centre[d] + (storage == Storage::float16
-                             ? half_to_float(reinterpret_cast<const std::uint16_t*>(codes)[d])
-                             : scale.factor * static_cast<float>(std::to_integer<int>(codes[d]) - 128));
+        vector[d] = centre[d] + (storage == Storage::float16
+                                     ? half_to_float(reinterpret_cast<const std::uint16_t*>(codes)[d])
+                                     : scale.factor * value_of(codes[d]));
+}
+
+Reach Codec::reach(const float* vector, const std::byte* codes, Scale scale) const {
+    const auto component = [&](std::size_t d) { return vector[d] - centre[d]; };
+    return {length_of(dim, component),
+            length_of(dim, [&](std::size_t d) { return scale.factor * value_of(codes[d]) - component(d); })};
 }
 
 void Query::set(const float* vector) {
@@ -373,6 +391,20 @@ void Query::set_stored(const std::byte* codes, Scale scale) {
         }
         scale_ = scale, sum_ = sum;
     }
+}
+
+// With d and w what a vector and the query differ from the centre, d' and w' what their codes stand for:
+// d'.w' - d.w = (d' - d).w' + d.(w' - w), and what float32 rounds off.
+float Query::error(const float* vector, Reach stored) const {
+    const std::size_t dim = codec_.dim;
+    const auto coded = [&](std::size_t d) { return scale_.factor * static_cast<float>(signed_[d]); };
+    const float length = length_of(dim, coded),
+                centre = length_of(dim, [&](std::size_t d) { return codec_.centre[d]; });
+    const float own =
+        length_of(dim, [&](std::size_t d) { return coded(d) - (vector[d] - codec_.centre[d]); });
+    const float rounded = std::numeric_limits<float>::epsilon() * static_cast<float>(dim / LANES + 8);
+    return stored.error * length + stored.length * own +
+           rounded * (stored.length + stored.error + centre) * (length + own + centre);
 }
 
 void Query::score(const std::byte* const* codes, const Scale* scales, std::size_t n, float* out) const {

@@ -16,6 +16,11 @@ struct Scale {
     float factor = 1, offset = 0;
 };
 
+// The greatest lengths of what vectors differ from the centre, and of what their codes differ from that.
+struct Reach {
+    float length = 0, error = 0;
+};
+
 // How one vector is laid down: `codes` bytes for the components, and a Scale. float16 and int8 keep the
 // difference d of a vector v from a centre c, so that vectors that differ little are told apart. For float16
 // v.w = d.w + c.w; for int8, with e the difference of w, v.w = d.e + (c.v - c.c / 2) + (c.w - c.c / 2), and
@@ -28,6 +33,7 @@ struct Codec {
     std::size_t bytes() const;
     Scale encode(const float* vector, std::byte* codes) const;
     void decode(const std::byte* codes, Scale scale, float* vector) const;
+    Reach reach(const float* vector, const std::byte* codes, Scale scale) const;  // of int8
 };
 
 // A vector in the form that stored ones are compared with: float32, or int8 beside its sum.
@@ -39,6 +45,9 @@ class Query {
 
     // Inner products with n stored vectors; the value for a vector does not depend on the others.
     void score(const std::byte* const* codes, const Scale* scales, std::size_t n, float* out) const;
+    // The most by which a score by int8 codes may differ from the inner product of `vector`, which this was
+    // set to, with any float32 vector within `stored`.
+    float error(const float* vector, Reach stored) const;
     float score(const std::byte* codes, Scale scale) const {
         float out;
         score(&codes, &scale, 1, &out);

@@ -1,16 +1,22 @@
 #include <algorithm>
+#include <cstring>
 
 #include "impl.hpp"
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace uniecs {
 
 namespace {
 
+#if defined(__linux__)
 constexpr std::size_t HUGE_PAGE = std::size_t{2} << 20;
+#else
+constexpr std::size_t LINE = 64;  // of a cache
+#endif
 
 GraphConfig checked(const GraphConfig& config) {
     if (config.dim < 1 || config.dim > 65536)
@@ -26,28 +32,36 @@ GraphConfig checked(const GraphConfig& config) {
 
 }  // namespace
 
+// On a boundary of huge pages, for the system has those for whole ones alone; smaller tables on one of pages.
 void* allocate_pages(std::size_t bytes) {
 #if defined(__linux__)
-    if (bytes >= HUGE_PAGE) {
-        void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED) throw std::bad_alloc();
-        madvise(memory, bytes, MADV_HUGEPAGE);  // advice only
-        return memory;
-    }
-#endif
-    void* memory = std::calloc(1, bytes);
-    if (!memory) throw std::bad_alloc();
+    const std::size_t spare = bytes >= HUGE_PAGE ? HUGE_PAGE : 0;
+    void* mapped = mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) throw std::bad_alloc();
+    if (!spare) return mapped;
+    auto* start = static_cast<std::byte*>(mapped);
+    const std::size_t before = (HUGE_PAGE - reinterpret_cast<std::uintptr_t>(start) % HUGE_PAGE) % HUGE_PAGE;
+    if (before) munmap(start, before);
+    start += before;
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t pages = (bytes + page - 1) / page * page;
+    if (pages < bytes + spare - before) munmap(start + pages, bytes + spare - before - pages);
+    madvise(start, bytes, MADV_HUGEPAGE);  // advice only
+    return start;
+#else
+    void* memory = ::operator new(bytes, std::align_val_t{LINE});
+    std::memset(memory, 0, bytes);
     return memory;
+#endif
 }
 
 void free_pages(void* memory, std::size_t bytes) {
 #if defined(__linux__)
-    if (bytes >= HUGE_PAGE) {
-        munmap(memory, bytes);
-        return;
-    }
+    munmap(memory, bytes);
+#else
+    (void)bytes;
+    ::operator delete(memory, std::align_val_t{LINE});
 #endif
-    std::free(memory);
 }
 
 Graph::Impl::Impl(const GraphConfig& given) : config(checked(given)), nodes(config) {}
@@ -126,11 +140,11 @@ GraphStats Graph::stats() const {
     stats.top_layer = impl_->entry_node() == NO_NODE ? 0 : impl_->entry_layers();
     std::size_t upper = 0;
     for (Node node = 0; node < count; ++node)
-        upper += nodes.upper_words(nodes.header(node).layers) * sizeof(Word);
+        upper += nodes.upper_words(nodes.tower(node).layers) * sizeof(Word);
     stats.vector_bytes =
         count * (nodes.codec.bytes() + (nodes.coarse() ? nodes.walked.bytes() : 0) + sizeof(Scale));
     stats.link_bytes = count * (1 + 2 * nodes.M) * sizeof(Word) + upper;
-    stats.other_bytes = count * sizeof(Header) + impl_->node_by_row.bytes();
+    stats.other_bytes = count * (sizeof(Header) - sizeof(Scale) + sizeof(Tower)) + impl_->node_by_row.bytes();
     return stats;
 }
 

@@ -125,7 +125,7 @@ class Graph::Impl {
     bool search_filtered(Scratch& s, std::uint64_t entry, const Plan& plan, bool thorough,
                          Passes passes) const;
     template <typename Passes>
-    void exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
+    void exact(Scratch& s, const float* query, std::size_t k, const RowSet::Words* filter, Passes passes,
                std::vector<Near>& found) const;
     template <typename Visible>
     void take_twins(Scratch& s, std::size_t enough, Visible visible, std::vector<Near>& found) const;
@@ -152,14 +152,14 @@ class Graph::Impl {
 
     const GraphConfig config;
     Nodes nodes;
-    BlockTable<std::atomic<Node>, 16> node_by_row;  // plus one; 0: none
-    std::atomic<std::uint64_t> entry{0};            // the node to start from, plus one, below its layers
-    std::atomic<Step> step{1};                      // of the last `apply`; 0 is before all
-    std::atomic<std::size_t> live{0}, removed{0};   // `removed`: still linked
-    std::atomic<std::size_t> breadth{30};           // of a walk that finds nearly all of the ten nearest
-    std::size_t changed = 0;                        // nodes, since that was measured
-    mutable std::mutex writing;                     // one change at a time
-    std::mutex entering;                            // a node that may become the entry
+    RowTable node_by_row;                          // plus one; 0: none
+    std::atomic<std::uint64_t> entry{0};           // the node to start from, plus one, below its layers
+    std::atomic<Step> step{1};                     // of the last `apply`; 0 is before all
+    std::atomic<std::size_t> live{0}, removed{0};  // `removed`: still linked
+    std::atomic<std::size_t> breadth{30};          // of a walk that finds nearly all of the ten nearest
+    std::size_t changed = 0;                       // nodes, since that was measured
+    mutable std::mutex writing;                    // one change at a time
+    std::mutex entering;                           // a node that may become the entry
     std::vector<Node> free;
     std::unordered_set<Node> leaving;  // of the nodes, those that this change removes
     Readers readers;
@@ -173,7 +173,7 @@ class Graph::Impl {
         return static_cast<unsigned>(entry.load(std::memory_order_acquire) >> 32);
     }
     void set_entry(Node node) {
-        entry.store((std::uint64_t{node == NO_NODE ? 0u : nodes.header(node).layers} << 32) | (node + 1u),
+        entry.store((std::uint64_t{node == NO_NODE ? 0u : nodes.tower(node).layers} << 32) | (node + 1u),
                     std::memory_order_release);
     }
 };

@@ -69,6 +69,9 @@ class BlockTable {
     std::atomic<T*>* blocks_;
 };
 
+using RowTable = BlockTable<std::atomic<Node>, 16>;
+constexpr std::uint64_t MOST_ROWS = RowTable::PER_BLOCK * std::uint64_t{RowTable::BLOCKS};
+
 // Held for the few writes of one node's links.
 class NodeLock {
   public:
@@ -83,16 +86,23 @@ class NodeLock {
     std::atomic<std::uint8_t>& flag_;
 };
 
-// The fixed fields of a node. `row`, `layers` and its vector and codes are written before it is linked, and
-// again only after every search that could reach it has ended.
-struct Header {
-    Row row;
+// The fixed fields of a node that a walk reads with its codes: half a cache line. `row`, `scale`, `layers`
+// below, and its vector and codes are written before it is linked, and again only after every search that
+// could reach it has ended.
+struct alignas(32) Header {
     std::atomic<Step> added, removed;  // visible to a search of step s where added <= s < removed
-    std::atomic<Word*> upper;          // links of layers 1 to `layers`, each a count and M nodes
+    Scale scale;                       // of the codes
+    std::uint32_t row;                 // below MOST_ROWS
+    std::atomic<std::uint32_t> twin;  // the next of a ring of nodes that lie at one place, plus one; 0: alone
+};
+static_assert(sizeof(Header) == 32);
+
+// The others, which changes read.
+struct Tower {
+    std::atomic<Word*> upper;  // links of layers 1 to `layers`, each a count and M nodes
     std::uint8_t layers;
     std::atomic<std::uint8_t> lock;
-    bool leads;                       // links lead to it; else it is found by way of a twin
-    std::atomic<std::uint32_t> twin;  // the next of a ring of nodes that lie at one place, plus one; 0: alone
+    bool leads;  // links lead to it; else it is found by way of a twin
 };
 
 class Nodes {
@@ -106,18 +116,26 @@ class Nodes {
           codes_(walked.bytes()),
           links_(1 + 2 * config.M) {}
     ~Nodes() {
-        for (Node node = 0; node < count; ++node) delete[] header(node).upper.load();
+        for (Node node = 0; node < count; ++node) delete[] tower(node).upper.load();
     }
 
     Header& header(Node node) const { return *headers_.at(node); }
+    Tower& tower(Node node) const { return *towers_.at(node); }
     std::byte* vector(Node node) const { return vectors_.at(node); }
     // What walks compare, and its scale: the vector as stored, or beside float32 int8 codes of it.
     std::byte* codes(Node node) const { return coarse() ? codes_.at(node) : vectors_.at(node); }
-    Scale& scale(Node node) const { return *scales_.at(node); }
+    Scale& scale(Node node) const { return header(node).scale; }
     bool coarse() const { return codec.storage == Storage::float32; }
-    void derive_codes(Node node) const {
-        if (coarse()) scale(node) = walked.encode(reinterpret_cast<const float*>(vector(node)), codes(node));
+    void derive_codes(Node node) {
+        if (!coarse()) return;
+        const auto* from = reinterpret_cast<const float*>(vector(node));
+        scale(node) = walked.encode(from, codes(node));
+        const Reach one = walked.reach(from, codes(node), scale(node));
+        if (one.length > length_) length_ = one.length;
+        if (one.error > error_) error_ = one.error;
     }
+    // Of all codes ever derived; a search that sees a node sees what it added to this.
+    Reach reach() const { return {length_, error_}; }
     float squared_distance(const float* a, const float* b) const {
         float sum = 0;
         for (std::size_t d = 0; d < codec.dim; ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
@@ -139,7 +157,7 @@ class Nodes {
     // Links of a node in a layer: a count, then nodes.
     Word* links(Node node, unsigned layer) const {
         return layer == 0 ? links_.at(node)
-                          : header(node).upper.load(std::memory_order_acquire) + (layer - 1) * (1 + M);
+                          : tower(node).upper.load(std::memory_order_acquire) + (layer - 1) * (1 + M);
     }
     Node twin(Node node) const {  // the node itself if it is alone
         const std::uint32_t next = header(node).twin.load(std::memory_order_acquire);
@@ -155,21 +173,22 @@ class Nodes {
                h.added.load(std::memory_order_acquire) <= step;
     }
     // Not removed, and not behind a twin.
-    bool leads_for_good(Node node) const { return linked_for_good(node) && header(node).leads; }
+    bool leads_for_good(Node node) const { return linked_for_good(node) && tower(node).leads; }
     bool linked_for_good(Node node) const {
         return header(node).removed.load(std::memory_order_acquire) == NEVER;
     }
 
-    void reach(Node node) {  // one thread at a time
+    void make_room(Node node) {  // one thread at a time
         headers_.reach(node);
+        towers_.reach(node);
         vectors_.reach(node);
-        scales_.reach(node);
         if (coarse()) codes_.reach(node);
         links_.reach(node);
     }
 
   private:
     std::vector<float> centre_;
+    std::atomic<float> length_{0}, error_{0};
 
   public:
     const Codec codec, walked;
@@ -178,9 +197,9 @@ class Nodes {
 
   private:
     static constexpr unsigned BITS = 14;
-    BlockTable<Header, BITS> headers_;
+    BlockTable<Header, 16> headers_;  // of whole huge pages
+    BlockTable<Tower, BITS> towers_;
     BlockTable<std::byte, BITS> vectors_, codes_;
-    BlockTable<Scale, BITS> scales_;
     BlockTable<Word, BITS> links_;
 };
 

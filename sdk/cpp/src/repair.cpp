@@ -42,13 +42,13 @@ void Graph::Impl::choose_entry() {
     Node best = NO_NODE;
     for (Node node = 0, n = nodes.count.load(); node < n; ++node)
         if (nodes.leads_for_good(node) &&
-            (best == NO_NODE || nodes.header(node).layers > nodes.header(best).layers))
+            (best == NO_NODE || nodes.tower(node).layers > nodes.tower(best).layers))
             best = node;
     set_entry(best);
 }
 
 void Graph::Impl::repair_node(Scratch& s, Node node) {
-    for (unsigned layer = 0; layer <= nodes.header(node).layers; ++layer) {
+    for (unsigned layer = 0; layer <= nodes.tower(node).layers; ++layer) {
         const std::size_t most = nodes.most_links(layer);
         std::vector<Node> links(most), onward(most), kept;
         links.resize(read_links(nodes.links(node, layer), most, links.data()));

@@ -24,10 +24,12 @@ constexpr double THIN_SHARE = 0.15, DENSE_SHARE = 0.25;
 // passes; judged once so many are expected.
 constexpr double ELSEWHERE = 0.35, SURE = 12;
 // What breadth costs in vectors compared in order: unfiltered and around the query, and elsewhere.
-constexpr std::size_t COMPARED_PER_EF = 24, WALKED_PER_EF = 40;
+constexpr std::size_t COMPARED_PER_EF = 24, WALKED_PER_EF = 90;
 constexpr double EXACT = 2000;  // so few are always compared: no walk is much faster
 // Of what a walk by codes found, at least so many at a time are scored by their vectors.
 constexpr std::size_t LEAST_RESCORED = 10;
+// A search of all that match has so many on their way from memory.
+constexpr std::size_t AT_ONCE = 32;
 // Of a ring of twins, at least so many are taken: a photo that stands for none may have a million.
 constexpr std::size_t MOST_TWINS = 4096;
 // The CPU itself fetches on from here.
@@ -129,6 +131,7 @@ void Graph::Impl::compare_batch(Scratch& s) const {
     s.codes.resize(n), s.scales.resize(n), s.scores.resize(n);
     for (std::size_t i = 0; i < n; ++i) {
         s.codes[i] = nodes.codes(s.batch[i]);
+        prefetch(&nodes.header(s.batch[i]));
         prefetch_start(s.codes[i], nodes.walked.bytes());
     }
     for (std::size_t i = 0; i < n; ++i) s.scales[i] = nodes.scale(s.batch[i]);
@@ -233,7 +236,6 @@ bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_
         if (!s.seeds.empty()) prefetch_links(s.seeds.front().node);
         ++expanded, passing += next.marked;
         gather(s, next.node, 0);
-        for (Node near : s.batch) prefetch(&nodes.header(near));  // `passes` reads it
         compare_batch(s);
         for (std::size_t i = 0; i < s.batch.size(); ++i) meet({s.scores[i], s.batch[i]});
         s.batch.clear();
@@ -275,49 +277,63 @@ bool Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& pl
     return true;
 }
 
-// Every row of the filter, or every node, compared: the k nearest that pass.
+// Every row of the filter, or every node, compared: the k nearest that pass. Where there are codes, by them:
+// they are off by no more than is known, and what may then be among the k is scored by its vectors.
 template <typename Passes>
-void Graph::Impl::exact(Scratch& s, std::size_t k, const RowSet::Words* filter, Passes passes,
-                        std::vector<Near>& found) const {
-    const Query& by = nodes.coarse() ? s.exact : s.query;
-    float worst = -std::numeric_limits<float>::infinity();
-    // In three passes over a few nodes, each of which fetches what the next reads.
+void Graph::Impl::exact(Scratch& s, const float* query, std::size_t k, const RowSet::Words* filter,
+                        Passes passes, std::vector<Near>& found) const {
+    const float margin = nodes.coarse() ? 2 * s.query.error(query, nodes.reach()) : 0;
+    float least = -std::numeric_limits<float>::infinity();
+    const auto drop = [&] {  // all that tie with the k-th stay: their rows decide
+        if (found.size() <= k) return;
+        std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(k - 1), found.end(),
+                         nearer);
+        least = found[k - 1].score - margin;
+        found.erase(
+            std::remove_if(found.begin(), found.end(), [&](const Near& each) { return each.score < least; }),
+            found.end());
+    };
+    std::size_t most = 2 * k + AT_ONCE;
+    const auto score_first = [&](std::size_t n) {
+        s.scores.resize(n);
+        s.query.score(s.codes.data(), s.scales.data(), n, s.scores.data());
+        s.compared += n;
+        for (std::size_t i = 0; i < n; ++i)
+            if (s.scores[i] >= least) found.push_back({s.scores[i], s.order[i]});
+        if (found.size() >= most) drop(), most = 2 * found.size() + AT_ONCE;
+        const auto end = static_cast<std::ptrdiff_t>(n);
+        s.order.erase(s.order.begin(), s.order.begin() + end);
+        s.codes.erase(s.codes.begin(), s.codes.begin() + end);
+        s.scales.erase(s.scales.begin(), s.scales.begin() + end);
+    };
+    // While the codes of some nodes are fetched, those of the nodes before are scored.
     const auto take = [&] {
-        s.codes.clear(), s.scales.clear(), s.order.clear();
+        const std::size_t fetched = s.order.size();
         for (Node node : s.batch)
             if (passes(node)) {
                 s.order.push_back(node);
-                s.codes.push_back(nodes.vector(node));
-                prefetch_start(s.codes.back(), nodes.codec.bytes());
+                s.codes.push_back(nodes.codes(node));
+                s.scales.push_back(nodes.scale(node));
+                prefetch_start(s.codes.back(), nodes.walked.bytes());
             }
-        for (Node node : s.order) s.scales.push_back(nodes.scale(node));
-        const std::size_t n = s.order.size();
-        s.scores.resize(n);
-        by.score(s.codes.data(), s.scales.data(), n, s.scores.data());
-        s.compared += n;
-        for (std::size_t i = 0; i < n; ++i)
-            if (s.scores[i] >= worst) found.push_back({s.scores[i], s.order[i]});
         s.batch.clear();
-        if (found.size() > 2 * k + 1024) {  // all that tie with the k-th stay: their rows decide
-            std::nth_element(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(k - 1), found.end(),
-                             nearer);
-            worst = found[k - 1].score;
-            found.erase(std::remove_if(found.begin(), found.end(),
-                                       [&](const Near& each) { return each.score < worst; }),
-                        found.end());
-        }
+        score_first(fetched);
     };
+    s.order.clear(), s.codes.clear(), s.scales.clear();
     const auto offer = [&](Node node) {
         if (node == NO_NODE) return;
         prefetch(&nodes.header(node));
         s.batch.push_back(node);
-        if (s.batch.size() == 32) take();
+        if (s.batch.size() == AT_ONCE) take();
     };
     if (filter)
         filter->for_each([&](Row row) { offer(node_of(row)); });
     else
         for (Node node = 0, n = nodes.count.load(std::memory_order_acquire); node < n; ++node) offer(node);
     take();
+    score_first(s.order.size());
+    drop();
+    if (nodes.coarse()) score_exactly(s, {found.data(), found.size()});
 }
 
 // What the walk found, and its twins, nearest first: all, or so many as are enough.
@@ -472,7 +488,7 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
         (!options.strategy && found.size() < std::min(k, matching))) {
         hits.plan.strategy = Strategy::exact, hits.plan.ef = 0;
         found.clear();
-        exact(*s, k, filter.get(), [&](Node node) { return nodes.visible(node, now); }, found);
+        exact(*s, query.data(), k, filter.get(), [&](Node node) { return nodes.visible(node, now); }, found);
     }
     if (nodes.coarse() && hits.plan.strategy != Strategy::exact) score_anew(*s, k, found);
     keep_best(found, k);

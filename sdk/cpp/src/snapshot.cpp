@@ -160,10 +160,11 @@ void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const 
     std::vector<Node> links(2 * config.M);
     for (Node node = 0; node < count; ++node) {
         const Header& header = nodes.header(node);
+        const Tower& tower = nodes.tower(node);
         const bool kept = node_of(header.row) == node;  // else the place is free
         const std::uint64_t row = kept ? header.row : 0;
         const std::uint8_t marks[4] = {kept && header.removed.load() == NEVER,
-                                       kept ? header.layers : std::uint8_t{0}, kept && header.leads, 0};
+                                       kept ? tower.layers : std::uint8_t{0}, kept && tower.leads, 0};
         const std::uint32_t twin = kept ? header.twin.load() : 0;
         file.write(&row, 8);
         file.write(marks, 4);
@@ -218,27 +219,30 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
     const auto count = static_cast<Node>(fixed.nodes);
     std::vector<Node> links(2 * config.M);
     for (Node node = 0; node < count; ++node) {
-        nodes.reach(node);
+        nodes.make_room(node);
         Header& header = nodes.header(node);
+        Tower& tower = nodes.tower(node);
+        Row row;
         std::uint8_t marks[4];
         std::uint32_t twin;
-        file.read(&header.row, 8);
+        file.read(&row, 8);
         file.read(marks, 4);
         file.read(&twin, 4);
         file.read(&nodes.scale(node).factor, 4);
         if (centred) file.read(&nodes.scale(node).offset, 4);
         file.read(nodes.vector(node), nodes.codec.bytes());
-        if (header.row > found.last_row || marks[0] > 1 || marks[1] > 24 || marks[2] > 1 || twin > count ||
-            (header.row == 0 ? marks[0] || marks[1] || marks[2] || twin : !marks[2] && !twin))
+        if (row > found.last_row || row >= MOST_ROWS || marks[0] > 1 || marks[1] > 24 || marks[2] > 1 ||
+            twin > count || (row == 0 ? marks[0] || marks[1] || marks[2] || twin : !marks[2] && !twin))
             file.damaged("node " + std::to_string(node) + " has impossible fields");
-        header.layers = marks[1];
-        header.leads = marks[2];
+        header.row = static_cast<std::uint32_t>(row);
+        tower.layers = marks[1];
+        tower.leads = marks[2];
         header.twin.store(twin);
         header.added.store(marks[0] ? 1 : 0);
         header.removed.store(marks[0] ? NEVER : 0);
-        if (header.layers) header.upper.store(new Word[nodes.upper_words(header.layers)]);
+        if (tower.layers) tower.upper.store(new Word[nodes.upper_words(tower.layers)]);
         nodes.count.store(node + 1);
-        for (unsigned layer = 0; layer <= header.layers; ++layer) {
+        for (unsigned layer = 0; layer <= tower.layers; ++layer) {
             std::uint32_t n;
             file.read(&n, 4);
             if (n > nodes.most_links(layer))
@@ -272,16 +276,16 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
     }
     // Links of a layer must lead to nodes that are in it.
     for (Node node = 0; node < count; ++node)
-        for (unsigned layer = 1; layer <= nodes.header(node).layers; ++layer) {
+        for (unsigned layer = 1; layer <= nodes.tower(node).layers; ++layer) {
             const std::size_t n = read_links(nodes.links(node, layer), config.M, links.data());
             for (std::size_t i = 0; i < n; ++i)
-                if (nodes.header(links[i]).layers < layer)
+                if (nodes.tower(links[i]).layers < layer)
                     file.damaged("node " + std::to_string(node) + " links to none in its layer");
         }
     const Node start = static_cast<Node>(fixed.entry & 0xffffffff) - 1;
     if (live + removed == 0 ? fixed.entry != 0
                             : start >= count || nodes.header(start).row == 0 ||
-                                  fixed.entry >> 32 != nodes.header(start).layers)
+                                  fixed.entry >> 32 != nodes.tower(start).layers)
         file.damaged("its entry is no node");
     entry.store(fixed.entry);
     measure_breadth(live, 1);

@@ -20,18 +20,18 @@ constexpr std::size_t LATEST = 64, MOST_GONE = 32;
 bool Graph::Impl::join(Node node, const std::vector<Near>& candidates) {
     for (const Near& each : candidates) {
         if (!twins(node, each.node)) return false;
-        const NodeLock lock(nodes.header(each.node).lock);
+        const NodeLock lock(nodes.tower(each.node).lock);
         std::size_t seen = 0, gone = 0;
         any_twin(each.node, [&](Node twin) {
             gone += !nodes.linked_for_good(twin) || leaving.count(twin);
             return ++seen == LATEST;
         });
         if (!nodes.linked_for_good(each.node) || leaving.count(each.node) || gone >= MOST_GONE) continue;
-        Header& header = nodes.header(node);
-        header.leads = false;
-        header.layers = 0;
-        delete[] header.upper.exchange(nullptr);
-        header.twin.store(nodes.twin(each.node) + 1);
+        Tower& tower = nodes.tower(node);
+        tower.leads = false;
+        tower.layers = 0;
+        delete[] tower.upper.exchange(nullptr);
+        nodes.header(node).twin.store(nodes.twin(each.node) + 1);
         nodes.header(each.node).twin.store(node + 1, std::memory_order_release);
         return true;
     }
@@ -48,15 +48,15 @@ bool Graph::Impl::twins(Node a, Node b) const {
 
 // After a node was removed that led to others of its ring, one of those leads to them.
 void Graph::Impl::promote(Node gone) {
-    if (!nodes.header(gone).leads) return;
+    if (!nodes.tower(gone).leads) return;
     Node heir = NO_NODE;
     const bool led = any_twin(gone, [&](Node twin) {
         if (!nodes.linked_for_good(twin)) return false;
         heir = twin;
-        return nodes.header(twin).leads;
+        return nodes.tower(twin).leads;
     });
     if (led || heir == NO_NODE) return;
-    nodes.header(heir).leads = true;
+    nodes.tower(heir).leads = true;
     insert(heir, false);
 }
 

@@ -2,6 +2,7 @@
 // tail.
 #include "../src/distance.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -40,20 +41,28 @@ int main() {
             }
             uniecs::Query prepared(codec);
             prepared.set(query.data());
+            uniecs::Reach reach;
+            for (std::size_t i = 0; storage == uniecs::Storage::int8 && i < N; ++i) {
+                const uniecs::Reach one = codec.reach(&vectors[i * dim], codes[i], scales[i]);
+                reach = {std::max(reach.length, one.length), std::max(reach.error, one.error)};
+            }
             prepared.score(codes.data(), scales.data(), N, scores.data());
             std::vector<std::int8_t> bytes(dim);
             for (std::size_t d = 0; d < dim; ++d) bytes[d] = static_cast<std::int8_t>(d * 37 % 255 - 127);
             for (std::size_t i = 0; i < N; ++i) {
-                double expected = 0, apart = 0;  // from the centre
+                double expected = 0, apart = 0, exact = 0;  // apart: from the centre
                 long sum = 0;
                 for (std::size_t d = 0; d < dim; ++d) {
                     expected += static_cast<double>(query[d]) * decoded[i * dim + d];
+                    exact += static_cast<double>(query[d]) * vectors[i * dim + d];
                     apart += static_cast<double>(query[d]) * (decoded[i * dim + d] - centre[d]);
                     if (storage == uniecs::Storage::int8)
                         sum += long{bytes[d]} * std::to_integer<long>(codes[i][d]);
                 }
                 check("in use", "score", dim, scores[i], expected,
                       storage == uniecs::Storage::int8 ? 0.05 : 1e-5);
+                if (storage == uniecs::Storage::int8)
+                    check("bound", "score", dim, scores[i], exact, prepared.error(query.data(), reach));
                 check("alone", "score", dim, prepared.score(codes[i], scales[i]), scores[i], 0);
                 for (const uniecs::Kernels& each : uniecs::supported_kernels()) {
                     float out[N];
