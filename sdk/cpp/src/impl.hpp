@@ -28,16 +28,23 @@ inline bool nearer(const Near& a, const Near& b) { return a.score > b.score; }
 // one).
 class Beam {
   public:
-    void start(std::size_t ef);
+    // Of the nodes, the nearest `top` are what is asked for.
+    void start(std::size_t ef, std::size_t top = 0);
     bool takes(float score) const { return nodes_.size() < ef_ || score > nodes_.back().score; }
     void add(float score, Node node);
-    Node peek();  // the nearest node not yet expanded, NO_NODE if there is none
-    Node next();  // the same, expanded from now on
+    Node peek();                                // the nearest node not yet expanded, NO_NODE if there is none
+    Node next();                                // the same, expanded from now on
+    std::size_t calm() const { return calm_; }  // nodes expanded since the nearest `top` changed
     const std::vector<Near>& nodes() const { return nodes_; }
 
   private:
-    std::size_t ef_ = 0, cursor_ = 0;
+    std::size_t ef_ = 0, top_ = 0, cursor_ = 0, calm_ = 0;
     std::vector<Near> nodes_;
+};
+
+// A walk ends early once it has expanded more than `most` nodes and found none nearer than the nearest `top`.
+struct Patience {
+    std::size_t top = 0, most = SIZE_MAX;
 };
 
 // What one search needs of memory; kept between searches.
@@ -117,7 +124,7 @@ class Graph::Impl {
     Hits search(Span<const float> query, std::size_t k, const SearchOptions& options) const;
     double share_of(std::size_t matching) const;
     Plan plan(std::size_t k, const SearchOptions& options, std::size_t matching) const;
-    void search_graph(Scratch& s, std::uint64_t entry, std::size_t ef) const;
+    void search_graph(Scratch& s, std::uint64_t entry, std::size_t ef, Patience patience = {}) const;
     template <typename Passes>
     bool search_around(Scratch& s, Span<const Near> entries, std::size_t ef, double share,
                        Passes passes) const;
@@ -133,7 +140,8 @@ class Graph::Impl {
     void score_anew(Scratch& s, std::size_t k, std::vector<Near>& found) const;
     void score_exactly(Scratch& s, Span<Near> those) const;
     Node descend(Scratch& s, std::uint64_t entry, unsigned to_layer) const;
-    void search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer) const;
+    void search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer,
+                      Patience patience = {}) const;
     std::vector<Near> starts(Scratch& s, std::uint64_t entry, unsigned layer) const;
     void prefetch_links(Node node) const;
     void gather(Scratch& s, Node node, unsigned layer) const;
