@@ -28,6 +28,6 @@ clean:
 	test -x .venv-test/bin/pip || $(PYTHON) -m venv .venv-test
 	rm -rf build/lib
 	.venv-test/bin/pip install --quiet torch==2.13.0
-	.venv-test/bin/pip install --quiet ".[dev]"
-	.venv-test/bin/pip install --quiet ".[tensorrt-test]" || echo "without TensorRT for RTX its tests are skipped"
+	.venv-test/bin/pip install --quiet ".[dev,tensorrt-test]" || { .venv-test/bin/pip install --quiet ".[dev]" && \
+	    echo "without TensorRT for RTX its tests are skipped"; }
 	touch $@

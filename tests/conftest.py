@@ -94,6 +94,13 @@ def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def sanitized_build(cpp_build: Callable[..., Path]) -> Callable[[str], Path]:
+    """Builds sdk/cpp with "address,undefined", or its programs of many threads with "thread"."""
+    targets = {"thread": ("of_many_threads",)}
+    return lambda sanitizer: cpp_build(f"-DUNIECS_SANITIZE={sanitizer}", targets=targets.get(sanitizer, ()))
+
+
+@pytest.fixture(scope="session")
 def cpp_sdk_build(cpp_build: Callable[..., Path]) -> Path:
     """The SDK built as docs/cpp.md says, with OpenVINO from its wheel."""
     found = importlib.util.find_spec("openvino")

@@ -283,9 +283,9 @@ def test_queries_that_cannot_be_answered(cpp_sdk: Any, cpp_encoder: Any, tmp_pat
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_the_stress_test_is_clean_under_sanitizers(
-    cpp_build: Callable[..., Path], tmp_path: Path, sanitizer: str
+    sanitized_build: Callable[[str], Path], tmp_path: Path, sanitizer: str
 ) -> None:
-    program = cpp_build(f"-DUNIECS_SANITIZE={sanitizer}") / "engine_stress"
+    program = sanitized_build(sanitizer) / "engine_stress"
     if not program.exists():
         pytest.skip("libsqlite3-dev is not installed")
     environment = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1"}

@@ -135,8 +135,8 @@ def plain(cpp_sdk_build: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sanitized(cpp_build: Callable[..., Path]) -> Path:
-    return programs(cpp_build("-DUNIECS_SANITIZE=address,undefined"))
+def sanitized(sanitized_build: Callable[[str], Path]) -> Path:
+    return programs(sanitized_build("address,undefined"))
 
 
 Answer = bytes | str  # values or an error message

@@ -242,8 +242,8 @@ def ids(folder: Path, json_path: Path, max_tokens: int, texts: list[str]) -> lis
     return [[int(number) for number in line.split()] for line in result.stdout.decode().splitlines()]
 
 
-def test_sanitizers_find_nothing(cpp_build: Callable[..., Path]) -> None:
-    folder = cpp_build("-DUNIECS_SANITIZE=address,undefined")
+def test_sanitizers_find_nothing(sanitized_build: Callable[[str], Path]) -> None:
+    folder = sanitized_build("address,undefined")
     result = subprocess.run([folder / "json_test"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", "")
     texts = [*fuzz.mixes(1000, random.Random(4)), "e\u0301" * 10_000, "\u302e\u0301" * 10_000, "[SEP]" * 1000]

@@ -406,9 +406,9 @@ def test_searches_beside_changes_see_whole_changes() -> None:
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_the_stress_test_is_clean_under_sanitizers(cpp_build: Callable[..., Path], sanitizer: str) -> None:
-    folder = cpp_build(f"-DUNIECS_SANITIZE={sanitizer}")
-    for program in ("distance_test", "graph_stress", "item_fusion_test"):
+def test_the_stress_test_is_clean_under_sanitizers(sanitized_build: Callable[[str], Path], sanitizer: str) -> None:
+    folder = sanitized_build(sanitizer)
+    for program in ("graph_stress", "item_fusion_test", *(["distance_test"] if sanitizer != "thread" else [])):
         done = subprocess.run([str(folder / program)], capture_output=True, text=True, check=False)
         if "unexpected memory mapping" in done.stderr:
             pytest.skip("this kernel's address layout is not known to ThreadSanitizer")
