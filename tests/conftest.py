@@ -66,10 +66,15 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cpp_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Builds sdk/cpp with some options of CMake, whole or some targets, once; returns the folder of the programs."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that all of pytest's processes share."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # pytest's processes share their builds
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def cpp_build(shared: Path) -> Callable[..., Path]:
+    """Builds sdk/cpp with some options of CMake, whole or some targets, once; returns the folder of the programs."""
 
     def build(*options: str, targets: Sequence[str] = ()) -> Path:
         cmake = shutil.which("cmake")
@@ -179,13 +184,15 @@ def resumes_alike() -> Callable[[Any], Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the bundle exported from `tiny_checkpoint`; read-only by agreement."""
+def tiny_bundle(tiny_checkpoint: Path, shared: Path) -> Path:
+    """Folder of the bundle exported from `tiny_checkpoint`, once; read-only by agreement."""
     for module in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(module, reason=f"exporting a bundle needs {module}")
     from uniecs.export.bundle_export import export_bundle
 
-    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundle") / "tiny").path
+    folder = shared / "tiny"
+    with locked(shared / "tiny.lock"):
+        return folder if folder.exists() else export_bundle(tiny_checkpoint, folder).path
 
 
 @pytest.fixture(scope="session")

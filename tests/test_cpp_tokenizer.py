@@ -224,7 +224,7 @@ def cmake() -> str:
 
 def built(cmake: str, source: Path, folder: Path) -> Path:
     """The folder with the tests' programs, built for the first time or again."""
-    configure = [cmake, "-S", str(source), "-B", str(folder)]
+    configure = [cmake, "-S", str(source), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Debug"]
     build = [cmake, "--build", str(folder), "--parallel", "2", "--target", "tokenizer_ids", "json_test"]
     for command in (configure, build):
         result = subprocess.run(command, capture_output=True, text=True, check=False)
