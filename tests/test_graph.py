@@ -236,6 +236,28 @@ def test_the_planner_goes_from_exact_to_the_graph() -> None:
     assert graph.search(unit(1, 1), 10)[2]["strategy"] == "graph"
 
 
+def test_a_search_ends_early_unless_its_breadth_is_given() -> None:
+    """And finds the nearest all the same, also where those that it meets first are removed ones."""
+    vectors, queries = drawn(8000, 100)
+    graph, rows = filled(vectors), np.arange(1, 8001, dtype=np.uint64)
+    gone = np.unique(nearest(queries, vectors, rows, 20))
+    left = np.setdiff1d(rows, gone)
+    for removed, there in ((NONE, rows), (gone, left)):
+        graph.apply(removed, NONE, np.zeros((0, DIM), np.float32), 1)
+        compared = np.zeros(2)
+        for k in (1, 10):
+            true = nearest(queries, vectors[there.astype(np.int64) - 1], there, k)
+            found = [graph.search(query[np.newaxis], k) for query in queries]
+            assert {plan["strategy"] for _, _, plan in found} == {"graph"}
+            assert recall(np.concatenate([each[0] for each in found]), true) >= 0.96
+            whole = [
+                graph.search(query[np.newaxis], k, ef=plan["ef"])
+                for query, (_, _, plan) in zip(queries, found, strict=True)
+            ]
+            compared += [sum(plan["compared"] for _, _, plan in each) for each in (found, whole)]
+        assert compared[0] < 0.97 * compared[1]
+
+
 def test_removed_rows_never_come_back() -> None:
     vectors = unit(2000)
     graph = filled(vectors)

@@ -3,7 +3,7 @@
 
 #include "impl.hpp"
 
-#if defined(__linux__)
+#if !defined(_WIN32)
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -12,7 +12,7 @@ namespace uniecs {
 
 namespace {
 
-#if defined(__linux__)
+#if !defined(_WIN32)
 constexpr std::size_t HUGE_PAGE = std::size_t{2} << 20;
 #else
 constexpr std::size_t LINE = 64;  // of a cache
@@ -34,7 +34,7 @@ GraphConfig checked(const GraphConfig& config) {
 
 // On a boundary of huge pages, for the system has those for whole ones alone; smaller tables on one of pages.
 void* allocate_pages(std::size_t bytes) {
-#if defined(__linux__)
+#if !defined(_WIN32)
     const std::size_t spare = bytes >= HUGE_PAGE ? HUGE_PAGE : 0;
     void* mapped = mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) throw std::bad_alloc();
@@ -46,7 +46,9 @@ void* allocate_pages(std::size_t bytes) {
     const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
     const std::size_t pages = (bytes + page - 1) / page * page;
     if (pages < bytes + spare - before) munmap(start + pages, bytes + spare - before - pages);
+#if defined(MADV_HUGEPAGE)
     madvise(start, bytes, MADV_HUGEPAGE);  // advice only
+#endif
     return start;
 #else
     void* memory = ::operator new(bytes, std::align_val_t{LINE});
@@ -56,7 +58,7 @@ void* allocate_pages(std::size_t bytes) {
 }
 
 void free_pages(void* memory, std::size_t bytes) {
-#if defined(__linux__)
+#if !defined(_WIN32)
     munmap(memory, bytes);
 #else
     (void)bytes;
