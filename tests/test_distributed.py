@@ -27,7 +27,14 @@ Configure = Callable[[Path, str], Path]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-@pytest.fixture
+OPTIMIZERS = {
+    "plain": "",
+    "gradient caching": "micro_products = 4",
+    "magnitudes over the parameters": 'grad_at = "parameters"',
+}
+
+
+@pytest.fixture(scope="module")
 def configuration(tiny_checkpoint: Path, draw_catalog: Callable[[Path], object]) -> Configure:
     """Writes a configuration file that trains `tiny` on the drawn catalogue, both into a folder."""
 
@@ -67,17 +74,22 @@ def harness(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    ["", "micro_products = 4", 'grad_at = "parameters"'],
-    ids=["plain", "gradient caching", "magnitudes over the parameters"],
-)
-def test_two_ranks_equal_one_process(tmp_path: Path, configuration: Configure, optimizer: str) -> None:
-    path = configuration(tmp_path, f"steps = 4\n{optimizer}")
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory, configuration: Configure) -> dict[str, Path]:
+    """One step of each of `OPTIMIZERS`, by one rank and by two: its file, but for the suffix .1 or .2."""
+    paths = {
+        name: configuration(tmp_path_factory.mktemp("step"), f"steps = 4\n{optimizer}")
+        for name, optimizer in OPTIMIZERS.items()
+    }
     for ranks in (1, 2):
-        done = harness(ranks, "step", path, tmp_path / f"{ranks}.safetensors")
+        done = harness(ranks, "step", f".{ranks}", *paths.values())
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
+    return paths
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_two_ranks_equal_one_process(steps: dict[str, Path], optimizer: str) -> None:
+    one, two = (load_file(steps[optimizer].with_suffix(f".{ranks}")) for ranks in (1, 2))
     assert one.keys() == two.keys()
     assert len([name for name in one if name.startswith("gradient/")]) > 50
     for name, expected in one.items():

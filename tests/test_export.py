@@ -302,10 +302,10 @@ def test_half_an_evaluation_and_unknown_storage_are_refused(tiny_checkpoint: Pat
 
 
 def test_a_graph_that_differs_from_torch_leaves_nothing(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(model: UniECS, name: str) -> Any:
-        graph = export_graph(model, name)
+        graph = onnx.load(tiny_bundle / f"{name}.onnx")
         if name == "image_encoder":
             bias = next(each for each in graph.graph.initializer if each.name == "proj.bias")
             bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.1), "proj.bias"))

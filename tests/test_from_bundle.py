@@ -18,9 +18,10 @@ for needed in ("transformers", "tensorboard", "onnx", "onnxscript", "onnxruntime
 from safetensors.numpy import save_file  # noqa: E402
 
 from uniecs.bundle import Bundle, open_bundle, write_manifest  # noqa: E402
-from uniecs.config import MODELS, FusionKind, ModelConfig  # noqa: E402
+from uniecs.config import MODELS, ModelConfig  # noqa: E402
 from uniecs.errors import BundleError, TrainingError  # noqa: E402
-from uniecs.export.bundle_export import export_bundle  # noqa: E402
+from uniecs.export.bundle_export import export_bundle, golden_outputs  # noqa: E402
+from uniecs.export.weights import round_weights  # noqa: E402
 from uniecs.trainer.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from uniecs.trainer.from_bundle import load_bundle  # noqa: E402
 from uniecs.trainer.loop import initial_checkpoint, resolve, train  # noqa: E402
@@ -35,10 +36,14 @@ SQUARE_CLIP = replace(
 )
 
 
-def exported(
-    config: ModelConfig, tiny_checkpoint: Path, folder: Path, weights: Literal["float32", "compact"] = "float32"
-) -> tuple[UniECS, Path]:
-    """A network of `config` and its bundle; vectors are random too, for export stores equal ones under one name."""
+Weights = Literal["float32", "compact"]
+
+
+def exported(config: ModelConfig, tiny_checkpoint: Path, folder: Path, weights: Weights) -> tuple[UniECS, Path]:
+    """A network of `config`, rounded to what is stored of it, and its bundle.
+
+    Vectors are random too, for export stores equal ones under one name.
+    """
     torch.manual_seed(7)
     model = UniECS(config).eval()
     with torch.no_grad():
@@ -47,13 +52,21 @@ def exported(
                 weight.add_(torch.randn_like(weight) * 0.1)
     tokenizer = (tiny_checkpoint / "tokenizer.json").read_bytes()
     save_checkpoint(folder / "checkpoint", model, tokenizer, {})
-    return model, export_bundle(folder / "checkpoint", folder / "bundle", weights=weights).path
+    bundle = export_bundle(folder / "checkpoint", folder / "bundle", weights=weights)
+    if weights == "compact":
+        round_weights(model)
+    return model, bundle.path
 
 
 @pytest.fixture(scope="module")
-def trained_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compact bundle of the `tiny` configuration; read-only by agreement."""
-    return exported(TINY, tiny_checkpoint, tmp_path_factory.mktemp("trained"), "compact")[1]
+def trained(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UniECS, Path]:
+    """A network of the `tiny` configuration and its compact bundle; read-only by agreement."""
+    return exported(TINY, tiny_checkpoint, tmp_path_factory.mktemp("trained"), "compact")
+
+
+@pytest.fixture(scope="module")
+def trained_bundle(trained: tuple[UniECS, Path]) -> Path:
+    return trained[1]
 
 
 def embeddings(model: UniECS) -> list[torch.Tensor]:
@@ -66,18 +79,13 @@ def embeddings(model: UniECS) -> list[torch.Tensor]:
         return list(model(pixels, ids, mask))
 
 
-@pytest.mark.parametrize(("kind", "network"), [("gated", TINY), ("additive", SQUARE_CLIP), ("score", TINY)])
-def test_weights_come_back_as_they_were_exported(
-    kind: FusionKind, network: ModelConfig, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    config = replace(network, fusion=replace(TINY.fusion, kind=kind, gated_layers=2))
-    model, bundle = exported(config, tiny_checkpoint, tmp_path)
-    restored = load_bundle(bundle).model
-    assert restored.config == config
+def check_weights(model: UniECS, restored: UniECS) -> None:
+    """Asserts that `restored` is `model`, as far as a bundle tells."""
+    assert restored.config == model.config
     theirs = dict(restored.named_parameters())
     for name, weight in model.named_parameters():
         if ".gate.linear.weight" in name:  # the part of the indicator is known by its product alone
-            kept = slice(0, 2 * config.embed_dim)
+            kept = slice(0, 2 * model.config.embed_dim)
             assert torch.equal(theirs[name][:, kept], weight[:, kept]), name
         elif "indicator_embedding" not in name:
             assert torch.equal(theirs[name], weight), name
@@ -85,12 +93,28 @@ def test_weights_come_back_as_they_were_exported(
         torch.testing.assert_close(again, ours, rtol=0, atol=1e-6)
 
 
-def test_a_compact_bundle_exports_to_the_same_embeddings(trained_bundle: Path, tmp_path: Path) -> None:
-    checkpoint = load_bundle(trained_bundle)
-    save_checkpoint(tmp_path / "checkpoint", checkpoint.model, checkpoint.tokenizer_json, checkpoint.provenance)
-    again, original = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle"), open_bundle(trained_bundle)
-    assert again.tokenizer_json() == original.tokenizer_json()
-    np.testing.assert_allclose(again.golden()["embedding"], original.golden()["embedding"], rtol=0, atol=2e-5)
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(SQUARE_CLIP, fusion=replace(TINY.fusion, gated_layers=2, blocks=1)),
+        replace(TINY, fusion=replace(TINY.fusion, kind="additive", blocks=1)),
+        replace(TINY, fusion=replace(TINY.fusion, kind="score")),
+    ],
+    ids=lambda config: config.fusion.kind,
+)
+def test_weights_come_back_as_they_were_exported(config: ModelConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model, bundle = exported(config, tiny_checkpoint, tmp_path, "float32")
+    check_weights(model, load_bundle(bundle).model)
+
+
+def test_weights_of_a_compact_bundle_come_back_and_round_to_themselves(trained: tuple[UniECS, Path]) -> None:
+    model, folder = trained
+    bundle, checkpoint = open_bundle(folder), load_bundle(folder)
+    check_weights(model, checkpoint.model)
+    assert checkpoint.tokenizer_json == bundle.tokenizer_json()
+    round_weights(checkpoint.model)
+    again = golden_outputs(checkpoint.model, bundle.golden())["embedding"]
+    np.testing.assert_allclose(again, bundle.golden()["embedding"], rtol=0, atol=2e-5)
 
 
 def test_training_starts_from_a_bundle(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ onnx = pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'un
 
 from uniecs.backends import openvino, token_padding  # noqa: E402
 from uniecs.backends.token_padding import pad_tokens  # noqa: E402
-from uniecs.bundle import GRAPHS, open_bundle, packaged_bundle  # noqa: E402
+from uniecs.bundle import open_bundle, packaged_bundle  # noqa: E402
 from uniecs.config import MODELS  # noqa: E402
 from uniecs.export.graphs import export_graph  # noqa: E402
 from uniecs.trainer.model import UniECS  # noqa: E402
@@ -26,16 +27,17 @@ Floats = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the graphs of a small network with a ViT-B/16's number of tokens."""
+def graphs(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the graphs of `tiny_bundle`, but for an image encoder with a ViT-B/16's number of tokens."""
     folder, tiny = tmp_path_factory.mktemp("graphs"), MODELS["tiny"]
     sizes = dataclasses.replace(tiny.preprocessing, height_px=SIDE, width_px=SIDE)
     config = dataclasses.replace(tiny, preprocessing=sizes, image=dataclasses.replace(tiny.image, patch_px=2))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = UniECS(config).eval()
-    for name in GRAPHS:
-        onnx.save(export_graph(model, name), folder / f"{name}.onnx")
+    onnx.save(export_graph(model, "image_encoder"), folder / "image_encoder.onnx")
+    for name in ("text_encoder", "fusion"):
+        shutil.copy(tiny_bundle / f"{name}.onnx", folder)
     return folder
 
 
