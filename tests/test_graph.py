@@ -258,6 +258,17 @@ def test_a_search_ends_early_unless_its_breadth_is_given() -> None:
         assert compared[0] < 0.97 * compared[1]
 
 
+def test_a_search_ends_where_all_the_rest_is_far_off() -> None:
+    """A group of 30 holds the ten nearest: what is beyond it is not looked at, unless the breadth is given."""
+    vectors, _ = alike(650, 30, 500, 0.2)
+    graph, queries, rows = filled(vectors), vectors[::601], np.arange(1, 20_001, dtype=np.uint64)
+    found = [graph.search(query[np.newaxis], 10) for query in queries]
+    whole = [graph.search(query[np.newaxis], 10, ef=128) for query in queries]
+    assert recall(np.concatenate([each[0] for each in found]), nearest(queries, vectors, rows, 10)) == 1
+    own, given = (sum(plan["compared"] for _, _, plan in each) for each in (found, whole))
+    assert own < 0.5 * given  # .73 without this
+
+
 def test_removed_rows_never_come_back() -> None:
     vectors = unit(2000)
     graph = filled(vectors)

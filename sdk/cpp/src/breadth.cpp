@@ -1,6 +1,7 @@
-// How broad a walk the catalogue needs: a hard one, whose vectors spread over many dimensions, several times
-// what an easy one does. Measured on the graph, by queries made of its own vectors.
+// How broad a walk the catalogue needs, and how far it has to go: a hard one, whose vectors spread over many
+// dimensions, several times what an easy one does. Measured on the graph, by queries made of its own vectors.
 #include <cmath>
+#include <limits>
 #include <random>
 
 #include "impl.hpp"
@@ -11,19 +12,25 @@ namespace {
 
 constexpr std::size_t LEAST_MEASURED = 2000;  // so few are compared one by one
 constexpr std::size_t SAMPLE = 100, NEAREST = 10;
-// Of what a thorough walk finds: 0.95 and a margin; for vectors of the catalogue, and for such as strayed.
-constexpr double RECALL[] = {0.98, 0.97};
+// Of what a thorough walk finds, both of vectors of the catalogue and of such as strayed: 0.95 and a margin.
+constexpr double RECALL = 0.98;
 constexpr std::size_t THOROUGH = 600;  // that walk's breadth
 // The last one goes untried.
 constexpr std::size_t BREADTHS[] = {10, 12, 14,  17,  20,  24,  29,  35,  42,  50,  60,
                                     72, 86, 104, 125, 150, 180, 216, 260, 310, 370, 1000};
+// How many times as far off as the k-th nearest a walk goes on, and what part it has to find of what it finds
+// without that. The last one goes untried.
+constexpr float SLACKS[] = {1.15f, 1.3f, 2.0f, std::numeric_limits<float>::infinity()};
+constexpr double KEPT = 0.99;
 // Where fewer changed, the last measurement stands.
 constexpr std::size_t CHANGED_PART = 2;
 
+float square(float value) { return value * value; }
+
 }  // namespace
 
-// Vectors of these nodes, one after the other, each with noise as long as it is from the centre: queries are
-// not products.
+// Vectors of these nodes, one after the other, each with noise as long as it is from the centre, and of
+// length 1 again: queries are not products.
 std::vector<float> Graph::Impl::stray(const std::vector<Node>& from) const {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
@@ -31,15 +38,18 @@ std::vector<float> Graph::Impl::stray(const std::vector<Node>& from) const {
     for (std::size_t i = 0; i < from.size(); ++i) {
         float* one = made.data() + i * config.dim;
         nodes.codec.decode(nodes.vector(from[i]), nodes.scale(from[i]), one);
-        const float square = nodes.squared_distance(one, nodes.centre().data());
-        const float noise = std::sqrt(square / static_cast<float>(config.dim));
-        for (std::size_t d = 0; d < config.dim; ++d) one[d] += noise * normal(random);
+        const float distance = nodes.squared_distance(one, nodes.centre().data());
+        const float noise = std::sqrt(distance / static_cast<float>(config.dim));
+        float length = 0;
+        for (std::size_t d = 0; d < config.dim; ++d)
+            one[d] += noise * normal(random), length += square(one[d]);
+        for (std::size_t d = 0; d < config.dim; ++d) one[d] /= std::sqrt(length);
     }
     return made;
 }
 
 // After `changes` nodes were added or removed.
-void Graph::Impl::measure_breadth(std::size_t changes, unsigned threads) {
+void Graph::Impl::measure_walks(std::size_t changes, unsigned threads) {
     changed += changes;
     if (live < LEAST_MEASURED || changed < live / CHANGED_PART) return;
     changed = 0;
@@ -50,7 +60,7 @@ void Graph::Impl::measure_breadth(std::size_t changes, unsigned threads) {
     if (sample.empty()) return;
     const std::vector<float> strayed = stray(sample);
     // Of each vector as if the graph did not hold it, then of each as it strayed.
-    const auto nearest = [&](std::size_t ef) {
+    const auto nearest = [&](std::size_t ef, float times) {
         std::vector<std::vector<float>> scores(2 * sample.size());
         in_parallel(scores.size(), threads, [&](std::size_t i) {
             Lent s(*this);
@@ -60,24 +70,28 @@ void Graph::Impl::measure_breadth(std::size_t changes, unsigned threads) {
                 s->query.set_stored(nodes.codes(node), nodes.scale(node)), s->hidden = node;
             else
                 s->query.set(strayed.data() + (i - sample.size()) * config.dim);
-            search_graph(*s, entry.load(std::memory_order_acquire), ef);
+            search_graph(*s, entry.load(std::memory_order_acquire), ef, {NEAREST, SIZE_MAX, square(times)});
             for (const Near& each : s->beam.nodes())
                 if (scores[i].size() < NEAREST) scores[i].push_back(each.score);
         });
         return scores;
     };
-    const auto wanted = nearest(THOROUGH);
-    const auto falls_short = [&](std::size_t ef) {
-        const auto scores = nearest(ef);
+    const float unlimited = *(std::end(SLACKS) - 1);
+    const auto wanted = nearest(THOROUGH, unlimited);
+    const auto finds = [&](std::size_t ef, float times, double recall) {
+        const auto scores = nearest(ef, times);
         double found[2] = {}, all[2] = {};
         for (std::size_t i = 0; i < scores.size(); ++i) {
             const std::size_t kind = i / sample.size();
             all[kind] += static_cast<double>(wanted[i].size());
             for (float score : scores[i]) found[kind] += score >= wanted[i].back();
         }
-        return found[0] < RECALL[0] * all[0] || found[1] < RECALL[1] * all[1];
+        return found[0] >= recall * all[0] && found[1] >= recall * all[1];
     };
-    breadth = *std::partition_point(std::begin(BREADTHS), std::end(BREADTHS) - 1, falls_short);
+    breadth = *std::partition_point(std::begin(BREADTHS), std::end(BREADTHS) - 1,
+                                    [&](std::size_t ef) { return !finds(ef, unlimited, RECALL); });
+    slack = square(*std::find_if(std::begin(SLACKS), std::end(SLACKS) - 1,
+                                 [&](float times) { return finds(THOROUGH, times, KEPT); }));
 }
 
 }  // namespace uniecs

@@ -99,7 +99,7 @@ void Graph::Impl::apply(Span<const Row> gone, Span<const Row> rows, Span<const f
     if (removed >= REPAIR_LEAST &&
         static_cast<double>(removed) > REPAIR_SHARE * static_cast<double>(live + removed))
         repair(threads);
-    measure_breadth(rows.size() + gone.size(), threads);
+    measure_walks(rows.size() + gone.size(), threads);
 }
 
 // A place with its vector, not yet linked.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <unordered_set>
 
 #include "nodes.hpp"
@@ -24,27 +25,30 @@ struct Near {
 };
 inline bool nearer(const Near& a, const Near& b) { return a.score > b.score; }
 
+// A walk ends before its beam is expanded whole once it has expanded more than `most` nodes and none came to
+// the nearest `top`, or once what is left to expand is more than `slack` times as far off as the last of
+// these, by squared distances.
+struct Patience {
+    std::size_t top = 0, most = SIZE_MAX;
+    float slack = std::numeric_limits<float>::infinity();
+};
+
 // The `ef` nearest nodes met so far, nearest first, marked once they are expanded (Algorithm 2's two heaps in
 // one).
 class Beam {
   public:
-    // Of the nodes, the nearest `top` are what is asked for.
-    void start(std::size_t ef, std::size_t top = 0);
+    void start(std::size_t ef, Patience patience = {});
     bool takes(float score) const { return nodes_.size() < ef_ || score > nodes_.back().score; }
     void add(float score, Node node);
-    Node peek();                                // the nearest node not yet expanded, NO_NODE if there is none
-    Node next();                                // the same, expanded from now on
-    std::size_t calm() const { return calm_; }  // nodes expanded since the nearest `top` changed
+    bool too_far(float score) const;  // for the walk to go on by a node of this score
+    Node peek();                      // the nearest node not yet expanded, NO_NODE if there is none
+    Node next();                      // the same, expanded from now on; NO_NODE where the walk ends
     const std::vector<Near>& nodes() const { return nodes_; }
 
   private:
-    std::size_t ef_ = 0, top_ = 0, cursor_ = 0, calm_ = 0;
+    std::size_t ef_ = 0, cursor_ = 0, calm_ = 0;  // calm: nodes expanded since the nearest `top` changed
+    Patience patience_;
     std::vector<Near> nodes_;
-};
-
-// A walk ends early once it has expanded more than `most` nodes and found none nearer than the nearest `top`.
-struct Patience {
-    std::size_t top = 0, most = SIZE_MAX;
 };
 
 // What one search needs of memory; kept between searches.
@@ -117,7 +121,7 @@ class Graph::Impl {
     void choose_entry();
 
     // breadth.cpp
-    void measure_breadth(std::size_t changes, unsigned threads);
+    void measure_walks(std::size_t changes, unsigned threads);
     std::vector<float> stray(const std::vector<Node>& from) const;
 
     // search.cpp
@@ -126,10 +130,10 @@ class Graph::Impl {
     Plan plan(std::size_t k, const SearchOptions& options, std::size_t matching) const;
     void search_graph(Scratch& s, std::uint64_t entry, std::size_t ef, Patience patience = {}) const;
     template <typename Passes>
-    bool search_around(Scratch& s, Span<const Near> entries, std::size_t ef, double share,
+    bool search_around(Scratch& s, Span<const Near> entries, std::size_t ef, Patience patience, double share,
                        Passes passes) const;
     template <typename Passes>
-    bool search_filtered(Scratch& s, std::uint64_t entry, const Plan& plan, bool thorough,
+    bool search_filtered(Scratch& s, std::uint64_t entry, const Plan& plan, Patience patience, bool thorough,
                          Passes passes) const;
     template <typename Passes>
     void exact(Scratch& s, const float* query, std::size_t k, const RowSet::Words* filter, Passes passes,
@@ -165,6 +169,7 @@ class Graph::Impl {
     std::atomic<Step> step{1};                     // of the last `apply`; 0 is before all
     std::atomic<std::size_t> live{0}, removed{0};  // `removed`: still linked
     std::atomic<std::size_t> breadth{30};          // of a walk that finds nearly all of the ten nearest
+    std::atomic<float> slack{Patience{}.slack};    // of a Patience that loses next to none of them
     std::size_t changed = 0;                       // nodes, since that was measured
     mutable std::mutex writing;                    // one change at a time
     std::mutex entering;                           // a node that may become the entry

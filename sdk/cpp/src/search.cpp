@@ -12,8 +12,10 @@ namespace {
 constexpr std::size_t DEFAULT_EF = 128;
 // A search of that breadth ends once this part of it was expanded in vain: recall falls by .000 to .005, and
 // .65 to .97 is compared. In vain: none came to the nearest 2 k, at least 20, some of which may be removed
-// ones.
-constexpr std::size_t CALM = 2, LEAST_CALM = 20;
+// ones. Where only what passes is kept, the nearest k, at least 10, tell how far to go.
+constexpr std::size_t CALM = 2, LEAST_CALM = 20, LEAST_KEPT = 10;
+// The least squared distance that tells how far to go: codes do not tell nearer ones apart.
+constexpr float CLOSEST = 0.02f;
 // A filtered search around the query: nodes that pass, for each that is asked for (10 at least). More where
 // few pass, for then it leads far; where more pass it needs the breadth of a search without a filter.
 constexpr double NARROW = 1.1, NARROW_SPARSE = 3, NARROW_MOST = 4;
@@ -53,8 +55,8 @@ void prefetch_start(const std::byte* codes, std::size_t bytes) {
 
 }  // namespace
 
-void Beam::start(std::size_t ef, std::size_t top) {
-    ef_ = ef, top_ = top, cursor_ = calm_ = 0;
+void Beam::start(std::size_t ef, Patience patience) {
+    ef_ = ef, patience_ = patience, cursor_ = calm_ = 0;
     nodes_.clear();
     nodes_.reserve(ef);
 }
@@ -63,10 +65,16 @@ void Beam::add(float score, Node node) {
     if (!takes(score)) return;
     const Near one{score, node};
     const auto place = std::upper_bound(nodes_.begin(), nodes_.end(), one, nearer) - nodes_.begin();
-    if (static_cast<std::size_t>(place) < top_) calm_ = 0;
+    if (static_cast<std::size_t>(place) < patience_.top) calm_ = 0;
     if (nodes_.size() == ef_) nodes_.pop_back();
     nodes_.insert(nodes_.begin() + place, one);
     cursor_ = std::min(cursor_, static_cast<std::size_t>(place));
+}
+
+bool Beam::too_far(float score) const {
+    if (patience_.top == 0 || nodes_.size() < patience_.top) return false;
+    const float last = 2 - 2 * nodes_[patience_.top - 1].score;
+    return 2 - 2 * score > patience_.slack * std::max(last, CLOSEST);
 }
 
 Node Beam::peek() {
@@ -76,7 +84,8 @@ Node Beam::peek() {
 
 Node Beam::next() {
     const Node node = peek();
-    if (node != NO_NODE) nodes_[cursor_].marked = 1, ++calm_;
+    if (node == NO_NODE || calm_ > patience_.most || too_far(nodes_[cursor_].score)) return NO_NODE;
+    nodes_[cursor_].marked = 1, ++calm_;
     return node;
 }
 
@@ -180,12 +189,12 @@ void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t
                                Patience patience) const {
     s.forget();
     if (s.hidden != NO_NODE) s.visit(s.hidden);
-    s.beam.start(ef, patience.top);
+    s.beam.start(ef, patience);
     for (const Near& entry : entries) {
         s.visit(entry.node);
         s.beam.add(entry.score, entry.node);
     }
-    for (Node node; s.beam.calm() <= patience.most && (node = s.beam.next()) != NO_NODE;) {
+    for (Node node; (node = s.beam.next()) != NO_NODE;) {
         if (layer == 0) prefetch_links(s.beam.peek());
         gather(s, node, layer);
         score_batch(s);
@@ -212,12 +221,12 @@ void Graph::Impl::search_graph(Scratch& s, std::uint64_t from, std::size_t ef, P
 // search without a filter that goes on until its beam is full of what passes. False if what passes turns out
 // to lie elsewhere; the beam has then what passed so far.
 template <typename Passes>
-bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_t ef, double share,
-                                Passes passes) const {
+bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_t ef, Patience patience,
+                                double share, Passes passes) const {
     const auto further = [](const Near& a, const Near& b) { return a.score < b.score; };
     s.forget();
     s.seeds.clear();
-    s.beam.start(ef);
+    s.beam.start(ef, patience);
     std::size_t expanded = 0, passing = 0;
     const auto meet = [&](Near each) {
         if (!s.beam.takes(each.score)) return;
@@ -234,9 +243,10 @@ bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_
         s.visit(each.node);
         meet(each);
     }
-    while (!s.seeds.empty() && s.beam.takes(s.seeds.front().score)) {
-        if (elsewhere()) return false;
+    while (!s.seeds.empty()) {
         const Near next = s.seeds.front();
+        if (!s.beam.takes(next.score) || s.beam.too_far(next.score)) break;
+        if (elsewhere()) return false;
         std::pop_heap(s.seeds.begin(), s.seeds.end(), further);
         s.seeds.pop_back();
         if (!s.seeds.empty()) prefetch_links(s.seeds.front().node);
@@ -253,16 +263,17 @@ bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_
 // not lend their neighbours instead. The nearest start is in the beam whether it passes or not. False, and
 // nothing found, where that is dearer than to compare all that match, and `thorough` does not ask for it.
 template <typename Passes>
-bool Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& plan, bool thorough,
-                                  Passes passes) const {
+bool Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& plan, Patience patience,
+                                  bool thorough, Passes passes) const {
     const std::vector<Near> entries = starts(s, from, 0);
     const double share = share_of(plan.matching);
-    if (search_around(s, {entries.data(), entries.size()}, plan.narrow_ef, share, passes)) return true;
+    const Span<const Near> around{entries.data(), entries.size()};
+    if (search_around(s, around, plan.narrow_ef, patience, share, passes)) return true;
     if (!thorough && plan.matching <= WALKED_PER_EF * plan.ef) return false;
     s.seeds = s.beam.nodes();
     s.seeds.push_back(entries.front());
     s.forget();
-    s.beam.start(plan.ef);
+    s.beam.start(plan.ef, patience);
     for (const Near& each : s.seeds)
         if (s.visit(each.node)) s.beam.add(each.score, each.node);
     for (Node node; (node = s.beam.next()) != NO_NODE;) {
@@ -476,12 +487,15 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     };
     const auto some_visible = [&](Node node) { return any_twin(node, visible); };
     const bool thorough = options.strategy != nullptr;
+    Patience patience, filtered;  // a breadth that is given is walked whole
+    if (!options.ef) {
+        patience = {std::max(2 * k, LEAST_CALM), hits.plan.ef / CALM, slack.load()};
+        filtered = {std::max(k, LEAST_KEPT), SIZE_MAX, slack.load()};
+    }
     if (hits.plan.strategy != Strategy::exact) {
         if (hits.plan.strategy == Strategy::graph)
-            search_graph(
-                *s, from, hits.plan.ef,
-                options.ef ? Patience{} : Patience{std::max(2 * k, LEAST_CALM), hits.plan.ef / CALM});
-        else if (!search_filtered(*s, from, hits.plan, thorough, some_visible))
+            search_graph(*s, from, hits.plan.ef, patience);
+        else if (!search_filtered(*s, from, hits.plan, filtered, thorough, some_visible))
             hits.plan.strategy = Strategy::exact;
         take_twins(*s, std::max(hits.plan.ef, 2 * k), visible, found);
     }
@@ -489,7 +503,7 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     if (hits.plan.strategy == Strategy::graph && found.size() < std::min(k, all)) {
         hits.plan.strategy = Strategy::filtered_graph;
         found.clear();
-        search_filtered(*s, from, hits.plan, true, some_visible);
+        search_filtered(*s, from, hits.plan, filtered, true, some_visible);
         take_twins(*s, std::max(hits.plan.ef, 2 * k), visible, found);
     }
     if (hits.plan.strategy == Strategy::exact ||

@@ -288,7 +288,7 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
                                   fixed.entry >> 32 != nodes.tower(start).layers)
         file.damaged("its entry is no node");
     entry.store(fixed.entry);
-    measure_breadth(live, 1);
+    measure_walks(live, 1);
     if (info) *info = found;
 }
 
