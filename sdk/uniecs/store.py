@@ -37,6 +37,7 @@ from uniecs.store_format import (
     read_state,
     schema,
     select_in,
+    select_of,
     select_rows,
     write_header,
 )
@@ -193,7 +194,7 @@ class Store:
 
         The products are shared with other callers: do not change them.
         """
-        rows = list(map(int, rows))
+        rows = list(dict.fromkeys(map(int, rows)))
         found = {row: product for row in rows if (product := self._cache.get(row)) is not None}
         if len(found) < len(rows):
             removals = self._removals
@@ -231,18 +232,19 @@ class Store:
 
     def vectors(self, view: str, rows: Iterable[int]) -> tuple[Rows, Vectors]:
         """Those of `rows` that have a vector in the view, ascending (n,), and their vectors (n, embed_dim)."""
-        # One step of the query for all, as in `select_rows`; the order within it is the same for the three. A damaged
-        # file may have values of any type, which the checksums must see.
-        query = (
-            "SELECT group_concat(row), group_concat(ifnull(CAST(checksum AS INTEGER), -1)), "
-            "CAST(group_concat(vector, '') AS BLOB) "
-            f"FROM vector_{self._checked(view)} WHERE row IN ({{}})"
+        # The order within the three is the same. A damaged file may have values of any type, which the checksums must
+        # see.
+        three_texts = (
+            "group_concat(row), group_concat(ifnull(CAST(checksum AS INTEGER), -1)), "
+            "CAST(group_concat(vector, '') AS BLOB)"
         )
+        table, wanted = f"vector_{self._checked(view)}", list(dict.fromkeys(map(int, rows)))
         found: list[int] = []
         checksums: list[int] = []
         data = b""
         with self._database.reading() as connection:
-            for some_rows, some_checksums, some_data in select_in(connection, query, map(int, rows)):
+            read = select_of(connection, three_texts, table, "row, checksum, vector", wanted)
+            for some_rows, some_checksums, some_data in read:
                 if some_rows is not None:
                     found += map(int, some_rows.split(","))
                     checksums += map(int, some_checksums.split(","))

@@ -28,6 +28,7 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 FORMAT = "uniecs-index"
 FORMAT_VERSION = 2
 QUERY_VALUES = 512  # values bound to one query
+FEW_ROWS = 32  # so many are looked up one by one: IN sorts them first, which ten of them do not repay
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
@@ -181,6 +182,17 @@ def select_in(connection: Connection, query: str, values: Iterable[Any]) -> Iter
         yield from connection.execute(query.format(",".join("?" * len(some))), some).fetchall()
 
 
+def select_of(connection: Connection, aggregates: str, table: str, columns: str, rows: Sequence[int]) -> Iterator[Any]:
+    """`aggregates` over the `columns` of those of `rows` that `table` has, once for as many queries as that needs.
+
+    `rows` are different ones. A query takes one step of SQLite, for the reason in `select_rows`.
+    """
+    if len(rows) <= FEW_ROWS:
+        each = " UNION ALL ".join([f"SELECT {columns} FROM {table} WHERE row = ?"] * len(rows))
+        return iter(connection.execute(f"SELECT {aggregates} FROM ({each})", rows).fetchall() if rows else ())
+    return select_in(connection, f"SELECT {aggregates} FROM {table} WHERE row IN ({{}})", rows)
+
+
 def select_rows(connection: Connection, query: str, *values: Any) -> Rows:
     """The rows (n,), ascending, of a `query` for one group_concat of rows.
 
@@ -232,16 +244,16 @@ def _product(record: Any) -> Product:
 
 def read_products(connection: Connection, rows: Sequence[int], path: Path) -> dict[int, Product]:
     """Row -> product, for those of `rows` that hold one; raises `IndexFileError` for a damaged one."""
-    query = "SELECT group_concat(row || ' ' || checksum || ' ' || content, char(10)) FROM product WHERE row IN ({})"
+    one_text = "group_concat(row || ' ' || checksum || ' ' || content, char(10))"  # JSON text has no line break
     contents: dict[int, str] = {}
     try:
-        # JSON text has no line break: one text for all, for the reason in `select_rows`.
-        for (text,) in select_in(connection, query, rows):
+        for (text,) in select_of(connection, one_text, "product", "row, checksum, content", rows):
             for line in text.split("\n") if text is not None else ():
-                row, checksum, content = line.split(" ", 2)
-                if checksum_of(int(row), content.encode()) != int(checksum):
+                number, checksum, content = line.split(" ", 2)
+                row = int(number)
+                if checksum_of(row, content.encode()) != int(checksum):
                     raise ValueError("wrong checksum")
-                contents[int(row)] = content
+                contents[row] = content
         # One text to parse: half the time of one for each.
         records = json.loads(f"[{','.join(contents.values())}]")
         return dict(zip(contents, map(_product, records), strict=True))
