@@ -12,8 +12,8 @@ namespace {
 
 constexpr std::size_t LEAST_MEASURED = 2000;  // so few are compared one by one
 constexpr std::size_t SAMPLE = 100, NEAREST = 10;
-// Of what a thorough walk finds, both of vectors of the catalogue and of such as strayed: 0.95 and a margin.
-constexpr double RECALL = 0.98;
+// Of what a thorough walk finds: 0.95 and a margin; for vectors of the catalogue, and for such as strayed.
+constexpr double RECALL[] = {0.98, 0.97};
 constexpr std::size_t THOROUGH = 600;  // that walk's breadth
 // The last one goes untried.
 constexpr std::size_t BREADTHS[] = {10, 12, 14,  17,  20,  24,  29,  35,  42,  50,  60,
@@ -21,7 +21,7 @@ constexpr std::size_t BREADTHS[] = {10, 12, 14,  17,  20,  24,  29,  35,  42,  5
 // How many times as far off as the k-th nearest a walk goes on, and what part it has to find of what it finds
 // without that. The last one goes untried.
 constexpr float SLACKS[] = {1.15f, 1.3f, 2.0f, std::numeric_limits<float>::infinity()};
-constexpr double KEPT = 0.99;
+constexpr double KEPT[] = {0.99, 0.99};
 // Where fewer changed, the last measurement stands.
 constexpr std::size_t CHANGED_PART = 2;
 
@@ -78,7 +78,7 @@ void Graph::Impl::measure_walks(std::size_t changes, unsigned threads) {
     };
     const float unlimited = *(std::end(SLACKS) - 1);
     const auto wanted = nearest(THOROUGH, unlimited);
-    const auto finds = [&](std::size_t ef, float times, double recall) {
+    const auto finds = [&](std::size_t ef, float times, const double (&recall)[2]) {
         const auto scores = nearest(ef, times);
         double found[2] = {}, all[2] = {};
         for (std::size_t i = 0; i < scores.size(); ++i) {
@@ -86,7 +86,7 @@ void Graph::Impl::measure_walks(std::size_t changes, unsigned threads) {
             all[kind] += static_cast<double>(wanted[i].size());
             for (float score : scores[i]) found[kind] += score >= wanted[i].back();
         }
-        return found[0] >= recall * all[0] && found[1] >= recall * all[1];
+        return found[0] >= recall[0] * all[0] && found[1] >= recall[1] * all[1];
     };
     breadth = *std::partition_point(std::begin(BREADTHS), std::end(BREADTHS) - 1,
                                     [&](std::size_t ef) { return !finds(ef, unlimited, RECALL); });
