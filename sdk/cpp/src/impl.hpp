@@ -38,6 +38,7 @@ struct Patience {
 class Beam {
   public:
     void start(std::size_t ef, Patience patience = {});
+    void set_patience(Patience patience) { patience_ = patience; }
     bool takes(float score) const { return nodes_.size() < ef_ || score > nodes_.back().score; }
     void add(float score, Node node);
     bool too_far(float score) const;  // for the walk to go on by a node of this score
@@ -146,6 +147,7 @@ class Graph::Impl {
     Node descend(Scratch& s, std::uint64_t entry, unsigned to_layer) const;
     void search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer,
                       Patience patience = {}) const;
+    void walk(Scratch& s, unsigned layer) const;
     std::vector<Near> starts(Scratch& s, std::uint64_t entry, unsigned layer) const;
     void prefetch_links(Node node) const;
     void gather(Scratch& s, Node node, unsigned layer) const;

@@ -49,6 +49,15 @@ void prefetch(const void* memory) {
 #endif
 }
 
+// Whether `k` of the nearest `top` of a walk, or of all if they are fewer, pass.
+template <typename Passes>
+bool shows(const Beam& beam, std::size_t k, std::size_t top, Passes passes) {
+    std::size_t found = 0;
+    for (std::size_t i = 0; i < std::min(top, beam.nodes().size()) && found < k; ++i)
+        found += passes(beam.nodes()[i].node);
+    return found == k;
+}
+
 void prefetch_start(const std::byte* codes, std::size_t bytes) {
     for (std::size_t byte = 0; byte < std::min(bytes, PREFETCHED_BYTES); byte += 64) prefetch(codes + byte);
 }
@@ -194,6 +203,11 @@ void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t
         s.visit(entry.node);
         s.beam.add(entry.score, entry.node);
     }
+    walk(s, layer);
+}
+
+// Expand what is in the beam, and what comes into it.
+void Graph::Impl::walk(Scratch& s, unsigned layer) const {
     for (Node node; (node = s.beam.next()) != NO_NODE;) {
         if (layer == 0) prefetch_links(s.beam.peek());
         gather(s, node, layer);
@@ -493,9 +507,13 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
         filtered = {std::max(k, LEAST_KEPT), SIZE_MAX, slack.load()};
     }
     if (hits.plan.strategy != Strategy::exact) {
-        if (hits.plan.strategy == Strategy::graph)
+        if (hits.plan.strategy == Strategy::graph) {
             search_graph(*s, from, hits.plan.ef, patience);
-        else if (!search_filtered(*s, from, hits.plan, filtered, thorough, some_visible))
+            if (!shows(s->beam, k, patience.top, some_visible)) {  // what is invisible tells of no end
+                s->beam.set_patience({});
+                walk(*s, 0);
+            }
+        } else if (!search_filtered(*s, from, hits.plan, filtered, thorough, some_visible))
             hits.plan.strategy = Strategy::exact;
         take_twins(*s, std::max(hits.plan.ef, 2 * k), visible, found);
     }
