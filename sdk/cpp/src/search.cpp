@@ -509,7 +509,8 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     if (hits.plan.strategy != Strategy::exact) {
         if (hits.plan.strategy == Strategy::graph) {
             search_graph(*s, from, hits.plan.ef, patience);
-            if (!shows(s->beam, k, patience.top, some_visible)) {  // what is invisible tells of no end
+            // What is invisible tells of no end.
+            if (!options.ef && !shows(s->beam, k, patience.top, some_visible)) {
                 s->beam.set_patience({});
                 walk(*s, 0);
             }
