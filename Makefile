@@ -12,7 +12,7 @@ test: .venv-test/installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy --strict -p uniecs
-	.venv-test/bin/pytest -n 3 --dist loadfile
+	.venv-test/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf .venv .venv-test build/lib build/bdist.* *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -25,6 +25,20 @@ def pytest_configure() -> None:
     os.environ["UNIECS_CACHE"] = ""
 
 
+# The files that take longest come first, or a process would be left with one of them in the end.
+LONGEST = [
+    f"test_{name}"
+    for name in (
+        *("bulk_embed", "distributed", "cpp_tokenizer", "graph", "cpp_images", "from_bundle", "gate_kernel"),
+        *("cpp_engine", "item_fusion", "export", "cpp_fuzz", "training"),
+    )
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 COLOURS = ("red", "blue", "black", "green", "white", "grey")
 
 

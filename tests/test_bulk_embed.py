@@ -271,6 +271,7 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")  # no token in the home folder
+        patch.setenv("RAY_worker_niceness", "0")  # else its workers wait for all other tests
         with bulk_embed._cluster("local", num_cpus=2, object_store_memory=100 << 20, _temp_dir=folder) as ray:
             yield ray
     shutil.rmtree(folder, ignore_errors=True)
