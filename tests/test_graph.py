@@ -269,6 +269,26 @@ def test_a_search_ends_where_all_the_rest_is_far_off() -> None:
     assert own < 0.5 * given  # .73 without this
 
 
+def test_queries_as_close_as_products_need_less() -> None:
+    """Queries that strayed set the breadth; one that finds products as near as they are to each other stops before."""
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((1000, 32))
+    vectors = centres[random.integers(1000, size=20_200)] + 0.6 * random.standard_normal((20_200, 32))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[20_100:] += random.standard_normal((100, 32)) / 32**0.5
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    graph = filled(vectors[:20_000], threads=1)
+    rows = np.sort(random.choice(20_000, 18_000, replace=False)).astype(np.uint64)
+    compared = []
+    for queries in (vectors[20_000:20_100], vectors[20_100:]):
+        found = [graph.search(query[np.newaxis], 10, RowSet(rows + 1)) for query in queries]
+        assert {plan["strategy"] for _, _, plan in found} == {"filtered graph"}
+        true = nearest(queries, vectors[rows.astype(np.int64)], rows + 1, 10)
+        assert recall(np.concatenate([each[0] for each in found]), true) >= 0.95
+        compared.append(sum(plan["compared"] for _, _, plan in found))
+    assert compared[0] < 0.48 * compared[1]  # .53 without this
+
+
 def test_removed_rows_do_not_end_a_search() -> None:
     """Of a group of 30 five are left: the others of the ten nearest are far beyond it."""
     vectors, _ = alike(650, 30, 500, 0.2)

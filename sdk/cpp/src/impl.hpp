@@ -26,11 +26,12 @@ struct Near {
 inline bool nearer(const Near& a, const Near& b) { return a.score > b.score; }
 
 // A walk ends before its beam is expanded whole once it has expanded more than `most` nodes and none came to
-// the nearest `top`, or once what is left to expand is more than `slack` times as far off as the last of
-// these, by squared distances.
+// the nearest `top`; once what is left to expand is more than `slack` times as far off as the last of these,
+// by squared distances; or once that last one is no farther than `close`, and the nearest `few` are expanded.
 struct Patience {
     std::size_t top = 0, most = SIZE_MAX;
-    float slack = std::numeric_limits<float>::infinity();
+    float slack = std::numeric_limits<float>::infinity(), close = -1;
+    std::size_t few = SIZE_MAX;
 };
 
 // The `ef` nearest nodes met so far, nearest first, marked once they are expanded (Algorithm 2's two heaps in
@@ -123,6 +124,7 @@ class Graph::Impl {
 
     // breadth.cpp
     void measure_walks(std::size_t changes, unsigned threads);
+    std::vector<Node> sample_nodes() const;
     std::vector<float> stray(const std::vector<Node>& from) const;
 
     // search.cpp
@@ -171,6 +173,8 @@ class Graph::Impl {
     std::atomic<Step> step{1};                     // of the last `apply`; 0 is before all
     std::atomic<std::size_t> live{0}, removed{0};  // `removed`: still linked
     std::atomic<std::size_t> breadth{30};          // of a walk that finds nearly all of the ten nearest
+    std::atomic<std::size_t> close_breadth{30};    // the same for queries as close to them as products are
+    std::atomic<float> close{Patience{}.close};    // the squared distance of the tenth of these
     std::atomic<float> slack{Patience{}.slack};    // of a Patience that loses next to none of them
     std::size_t changed = 0;                       // nodes, since that was measured
     mutable std::mutex writing;                    // one change at a time

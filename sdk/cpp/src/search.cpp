@@ -83,6 +83,8 @@ void Beam::add(float score, Node node) {
 bool Beam::too_far(float score) const {
     if (patience_.top == 0 || nodes_.size() < patience_.top) return false;
     const float last = 2 - 2 * nodes_[patience_.top - 1].score;
+    if (last <= patience_.close && nodes_.size() >= patience_.few && score < nodes_[patience_.few - 1].score)
+        return true;
     return 2 - 2 * score > patience_.slack * std::max(last, CLOSEST);
 }
 
@@ -287,6 +289,7 @@ bool Graph::Impl::search_filtered(Scratch& s, std::uint64_t from, const Plan& pl
     s.seeds = s.beam.nodes();
     s.seeds.push_back(entries.front());
     s.forget();
+    patience.close = Patience{}.close;  // elsewhere, a few do not lead far
     s.beam.start(plan.ef, patience);
     for (const Near& each : s.seeds)
         if (s.visit(each.node)) s.beam.add(each.score, each.node);
@@ -446,18 +449,24 @@ Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t 
     Plan plan;
     plan.matching = matching;
     const double share = share_of(matching);
-    const std::size_t enough = breadth.load();
-    const auto unfiltered = static_cast<double>(enough);
+    const auto unfiltered = static_cast<double>(breadth.load());
     const double large = std::max(1.0, std::cbrt(static_cast<double>(live.load()) / LARGE));
     if (options.ef) {
-        plan.ef = plan.narrow_ef = std::max(options.ef, k);
+        plan.ef = plan.narrow_ef = plan.close_ef = std::max(options.ef, k);
     } else if (!options.filter) {
-        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, enough});
+        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, breadth.load()});
+        plan.close_ef = std::max({DEFAULT_EF, 2 * k, close_breadth.load()});
     } else {
         const double more = std::sqrt(large), sparse = std::max(0.0, more * SPARSE_SHARE / share - 1);
-        const double each = large * std::min(more * NARROW_MOST, NARROW + NARROW_SPARSE * sparse) +
-                            share * (unfiltered / 10 - 1);
-        plan.narrow_ef = static_cast<std::size_t>(each * static_cast<double>(std::max<std::size_t>(k, 10)));
+        const double found = std::min(more * NARROW_MOST, NARROW + NARROW_SPARSE * sparse);
+        const auto narrow = [&](double grown, double unfiltered) {
+            const double each = grown * found + share * (unfiltered / 10 - 1);
+            return static_cast<std::size_t>(each * static_cast<double>(std::max<std::size_t>(k, 10)));
+        };
+        plan.narrow_ef = narrow(large, unfiltered);
+        // Close by, a breadth grows with the catalogue only as far as few pass.
+        const double grown = 1 + (large - 1) * std::min(1.0, more * SPARSE_SHARE / share);
+        plan.close_ef = narrow(grown, static_cast<double>(close_breadth.load()));
         const double thin = std::min(more * THIN_SHARE / share, 4.0),
                      dense = std::min(DENSE_SHARE / share, 1.0);
         const double wide = std::max(2 * unfiltered, large * large * WIDE_EF * std::max(thin, dense));
@@ -503,8 +512,9 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     const bool thorough = options.strategy != nullptr;
     Patience patience, filtered;  // a breadth that is given is walked whole
     if (!options.ef) {
-        patience = {std::max(2 * k, LEAST_CALM), hits.plan.ef / CALM, slack.load()};
-        filtered = {std::max(k, LEAST_KEPT), SIZE_MAX, slack.load()};
+        patience = {std::max(2 * k, LEAST_CALM), hits.plan.ef / CALM, slack.load(), close.load(),
+                    hits.plan.close_ef};
+        filtered = {std::max(k, LEAST_KEPT), SIZE_MAX, slack.load(), close.load(), hits.plan.close_ef};
     }
     if (hits.plan.strategy != Strategy::exact) {
         if (hits.plan.strategy == Strategy::graph) {

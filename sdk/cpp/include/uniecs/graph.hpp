@@ -99,6 +99,7 @@ struct Plan {
     Strategy strategy = Strategy::exact;
     std::size_t ef = 0;         // breadth of the search in the graph; 0 for an exact one
     std::size_t narrow_ef = 0;  // of a filtered one where what is near matches as often as what is not
+    std::size_t close_ef = 0;   // of one that has found products as near as they are to each other
     std::size_t matching = 0;   // rows that match the filter: of the set, or all
     std::size_t compared = 0;   // vectors compared with the query
 };
