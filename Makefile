@@ -11,7 +11,6 @@ demo: .venv/installed
 test: .venv-test/installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
-	.venv-test/bin/mypy --strict -p uniecs
 	.venv-test/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 clean:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,11 @@ def count(how: str, path: str, calls: int) -> int:
 def measure(how: str) -> dict[str, Any]:
     """Instructions of one call of each path."""
     found: dict[str, Any] = {}
+    runs = [(path, calls) for path, both in CALLS.items() for calls in both]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        counted = dict(zip(runs, pool.map(lambda run: count(how, *run), runs), strict=True))
     for path, (few, many) in CALLS.items():
-        short, long = count(how, path, few), count(how, path, many)
+        short, long = counted[path, few], counted[path, many]
         found[path] = {"instructions": round((long - short) / (many - few)), "start_up": short}
         print(f"{path:12}{found[path]['instructions']:>14,} instructions a call ({how})", flush=True)
     return found

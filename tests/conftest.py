@@ -30,7 +30,7 @@ LONGEST = [
     f"test_{name}"
     for name in (
         *("bulk_embed", "distributed", "cpp_tokenizer", "graph", "cpp_images", "from_bundle", "gate_kernel"),
-        *("cpp_engine", "item_fusion", "export", "cpp_fuzz", "training"),
+        *("house", "cpp_engine", "item_fusion", "export", "cpp_fuzz", "training"),
     )
 ]
 

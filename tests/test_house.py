@@ -308,6 +308,15 @@ def test_files_are_short() -> None:
     assert [str(path) for path in sources if len(path.read_text("utf-8").splitlines()) >= 600] == []
 
 
+def test_types_are_right() -> None:
+    """Here and not before all tests, because it keeps one CPU busy for a minute."""
+    mypy = [sys.executable, "-m", "mypy", "--strict"]
+    control = subprocess.run([*mypy, "-c", "x: int = ''"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Incompatible types" in control.stdout
+    result = subprocess.run([*mypy, "-p", "uniecs"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_compiled_sources_are_formatted() -> None:
     clang_format = shutil.which(
         "clang-format", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
