@@ -218,6 +218,25 @@ except names["Failed"] as error:
     print(error.message, flush=True)
 time.sleep(10)
 """
+FOLLOW = """
+folder = names["Path"](sys.argv[4])
+engine.similar("p0")
+def wait_for(name):
+    while not folder.with_name(name).exists():
+        time.sleep(0.01)
+if forked := os.fork():
+    wait_for("opened")
+    engine.free()
+    print("closed", flush=True)
+    os.waitpid(forked, 0)
+else:
+    own = sdk.open(folder, sdk.load(names["Path"](sys.argv[3])))
+    seen = len(own.similar("p0", k=100))
+    folder.with_name("opened").touch()
+    wait_for("written")
+    time.sleep(1.1)  # it looks for changes once a second
+    print(seen, len(own.similar("p0", k=100)), flush=True)
+"""
 
 
 @pytest.fixture
@@ -271,6 +290,23 @@ def test_a_fork_of_a_writer_does_not_keep_the_lock(
         engine.remove(["p1"])
         assert [id for id, _ in engine.search("red")] == ["p2"]
         engine.free()
+
+
+def test_a_forked_child_has_nothing_of_its_parents_open(
+    start: Callable[[str, Path], subprocess.Popen[str]], cpp_sdk: Any, cpp_encoder: Any, tmp_path: Path
+) -> None:
+    """Else, once the parent has closed the index, the child's own engine would not see what others write."""
+    engine = cpp_sdk.create(tmp_path / "a.uniecs", cpp_encoder)
+    engine.put("add", cpp.shop(3))
+    engine.free()
+    with start(FOLLOW, tmp_path / "a.uniecs") as forking:
+        assert forking.stdout is not None
+        assert forking.stdout.readline() == "closed\n"
+        engine = cpp_sdk.open(tmp_path / "a.uniecs", cpp_encoder)
+        engine.remove(["p1"])
+        engine.free()
+        (tmp_path / "written").touch()
+        assert forking.stdout.readline() == "2 1\n"
 
 
 @pytest.mark.parametrize("damage", ["missing", "a byte", "cut", "another store's", "newer", "purged"])

@@ -400,3 +400,41 @@ def test_forked_while_a_thread_writes(tmp_path: Path) -> None:
     """
     filled(tmp_path / "i").close()
     assert answer(code, tmp_path / "i") == "0 True ok"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_has_nothing_of_its_parents_open(tmp_path: Path) -> None:
+    """Else, once the parent has closed the index, the child's own engine would not see what others write, and the
+    child would take their log with it at its end.
+    """
+    code = """
+        import time
+        engine = SearchEngine.open(sys.argv[1], fake())
+        engine.search(text="red")
+        if forked := os.fork():
+            engine.close()
+            print("closed", flush=True)
+            os.waitpid(forked, 0)
+        else:
+            own = SearchEngine.open(sys.argv[1], fake())
+            seen = len(own.search(text="red", k=500))
+            sys.stdin.readline()
+            time.sleep(1.1)  # it looks for changes once a second
+            print(seen, len(own.search(text="red", k=500)), flush=True)
+    """
+    add_and_die = """
+        engine = SearchEngine.open(sys.argv[1], fake())
+        print(engine.add([product(f"q{number}", 0) for number in range(50)]).added, flush=True)
+        os.kill(os.getpid(), 9)
+    """
+    filled(tmp_path / "i").close()
+    with child(code, tmp_path / "i") as forking:
+        assert forking.stdin is not None and forking.stdout is not None
+        assert forking.stdout.readline() == "closed\n"
+        with child(add_and_die, tmp_path / "i") as adding:
+            assert adding.communicate(timeout=60)[0] == "50\n"
+        forking.stdin.write("\n")
+        forking.stdin.flush()
+        assert forking.stdout.readline() == "200 250\n"
+    with SearchEngine.open(tmp_path / "i", fake()) as engine:
+        assert len(engine) == 250

@@ -2,6 +2,9 @@
 
 Write-ahead logging: any number of readers, each with a connection of its own, go on while one writes. Who may write is
 not decided here (writer_lock.py).
+
+No connection lives through a fork, they are closed before it: closed by the child at its end, one would take the log of
+other processes with it; and SQLite in the child would count locks as held that are its parent's alone.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +30,12 @@ WRITER_CACHE_KB = 65536
 READER_CACHE_KB = 16384
 IDLE_READERS = 32
 BUSY_SECONDS = 10.0
+FORK_SECONDS = 1.0  # a fork waits so long for what other threads read or write
+LOOK_SECONDS = 0.0005
+
+_open: weakref.WeakSet[Database] = weakref.WeakSet()
+_told_fork = False
+_forking = False  # no connection is given out
 
 
 class Database:
@@ -39,8 +50,10 @@ class Database:
         self._closed = False
         self._idle: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
+        self._in_use: set[object] = set()  # a mark for each connection that is not idle
         self._thread = threading.local()
         self._frozen: object = None
+        _close_before_forks(self)
 
     @property
     def log_path(self) -> Path:
@@ -56,13 +69,17 @@ class Database:
                 self.check_usable()
                 yield pinned
                 return
-            connection = self._borrow()
+            mark = self._begin_use()
             try:
-                yield connection
-            except BaseException:
-                connection.close()  # a query that was cut short would hold its old state
-                raise
-            self._give_back(connection)
+                connection = self._borrow()
+                try:
+                    yield connection
+                except BaseException:
+                    connection.close()  # a query that was cut short would hold its old state
+                    raise
+                self._give_back(connection)
+            finally:
+                self._in_use.discard(mark)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -83,9 +100,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: committed when the block ends, undone if it raises. One thread at a time may be in it."""
-        self.check_usable()
-        with self.errors():
-            connection = self._writer = self._writer or self._connect_writer()
+        with self._writer_connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -101,10 +116,29 @@ class Database:
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the file and empty it, as far as readers allow; for the writer only."""
+        with self._writer_connection() as connection:
+            self._checkpoint(connection, patience_ms=2000)
+
+    @contextmanager
+    def _writer_connection(self) -> Iterator[sqlite3.Connection]:
         self.check_usable()
         with self.errors():
-            self._writer = self._writer or self._connect_writer()
-            self._checkpoint(self._writer, patience_ms=2000)
+            mark = self._begin_use()
+            try:
+                self._writer = self._writer or self._connect_writer()
+                yield self._writer
+            finally:
+                self._in_use.discard(mark)
+
+    def _begin_use(self) -> object:
+        """A fork waits until what is returned is no longer in `_in_use`, this for the end of a fork."""
+        mark = object()
+        self._in_use.add(mark)
+        while _forking:
+            self._in_use.discard(mark)
+            time.sleep(LOOK_SECONDS)
+            self._in_use.add(mark)
+        return mark
 
     @staticmethod
     def _checkpoint(connection: sqlite3.Connection, patience_ms: int) -> None:
@@ -123,13 +157,16 @@ class Database:
         """Close what is idle now, and what is in use when it comes back."""
         self._closed = True
         if self._process != os.getpid():
-            return  # the connections are the parent's
+            return  # what is still open is the parent's
         with self.errors():
-            while self._idle:
-                self._idle.pop().close()
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Close what is not in use."""
+        idle, self._idle = self._idle, []
+        writer, self._writer = self._writer, None
+        for connection in [*idle, writer] if writer else idle:
+            connection.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_writer"):
@@ -239,6 +276,36 @@ class Database:
             except OSError:
                 found.append(None)
         return found
+
+
+def _close_before_forks(database: Database) -> None:
+    global _told_fork
+    _open.add(database)
+    if not _told_fork and hasattr(os, "register_at_fork"):
+        _told_fork = True
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
+def _before_fork() -> None:
+    global _forking
+    _forking = True
+    end = time.monotonic() + FORK_SECONDS
+    for database in list(_open):
+        while database._in_use and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)
+        if not database._in_use:
+            with suppress(sqlite3.Error):
+                database._close_idle()
+
+
+def _after_fork() -> None:
+    global _forking
+    _forking = False
+
+
+def _in_child() -> None:
+    _open.clear()  # they refuse to work here
+    _after_fork()
 
 
 def check_durability(durability: str) -> None:

@@ -1,18 +1,45 @@
 #include "database.hpp"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sqlite3.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <set>
+#include <thread>
 
 namespace uniecs::store {
 namespace {
 
 constexpr std::uintmax_t LOG_LIMIT_BYTES = 256 << 20;  // beyond this the writer waits a moment for readers
 constexpr std::size_t IDLE_READERS = 32;
+constexpr std::chrono::seconds FORK_PATIENCE{1};  // for what other threads read or write
+constexpr std::chrono::microseconds LOOK_EVERY{500};
+
+// All that are open, for whoever forks; never destroyed, as one may live to the end of the process.
+struct Open {
+    std::mutex mutex;
+    std::set<Database*> databases;
+};
+
+Open& all_open() {
+    static Open& open = *new Open;
+    return open;
+}
+
+void begin_fork() {
+    all_open().mutex.lock();
+    for (Database* each : all_open().databases) each->begin_fork();
+}
+
+void end_fork() {
+    for (Database* each : all_open().databases) each->end_fork();
+    all_open().mutex.unlock();
+}
 
 void empty_log(Connection& connection, int patience_ms) {
     connection.run("PRAGMA busy_timeout = " + std::to_string(patience_ms));
@@ -26,9 +53,35 @@ Database::Database(std::string path, Durability durability)
     : path_(std::move(path)),
       folder_(std::filesystem::path(path_).parent_path().string()),
       durability_(durability),
-      process_(::getpid()) {}
+      process_(::getpid()) {
+    static const int told =
+        ::pthread_atfork(::uniecs::store::begin_fork, ::uniecs::store::end_fork, ::uniecs::store::end_fork);
+    (void)told;
+    const std::lock_guard<std::mutex> lock(all_open().mutex);
+    all_open().databases.insert(this);
+}
 
-Database::~Database() { close(); }
+Database::~Database() {
+    {
+        const std::lock_guard<std::mutex> lock(all_open().mutex);
+        all_open().databases.erase(this);
+    }
+    close();
+}
+
+void Database::begin_fork() {
+    const auto end = std::chrono::steady_clock::now() + FORK_PATIENCE;
+    mutex_.lock();
+    if (process_ != ::getpid()) return;  // what is left of it refuses to work here
+    while (in_use_ && std::chrono::steady_clock::now() < end) {
+        mutex_.unlock();
+        std::this_thread::sleep_for(LOOK_EVERY);
+        mutex_.lock();
+    }
+    if (in_use_) return;
+    idle_.clear();
+    writer_.reset();
+}
 
 void Database::check_usable() const {
     if (closed_) throw InputError(folder_ + " is closed; open the index again");
@@ -39,28 +92,35 @@ void Database::check_usable() const {
 
 std::unique_ptr<Connection> Database::borrow() {
     check_usable();
-    const std::lock_guard<std::mutex> lock(idle_mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (is_frozen_ && frozen_ != signature()) {
         // Somebody with more rights than this process has written meanwhile.
         is_frozen_ = false;
         idle_.clear();
     }
-    if (idle_.empty()) return connect_reader();
-    std::unique_ptr<Connection> connection = std::move(idle_.back());
-    idle_.pop_back();
+    std::unique_ptr<Connection> connection;
+    if (idle_.empty()) {
+        connection = connect_reader();
+    } else {
+        connection = std::move(idle_.back());
+        idle_.pop_back();
+    }
+    ++in_use_;
     return connection;
 }
 
-void Database::give_back(std::unique_ptr<Connection> connection) {
+void Database::give_back(std::unique_ptr<Connection> connection, bool good) {
     if (process_ != ::getpid()) connection->abandon();
-    const std::lock_guard<std::mutex> lock(idle_mutex_);
-    if (!closed_ && process_ == ::getpid() && idle_.size() < IDLE_READERS)
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (good && !closed_ && process_ == ::getpid() && idle_.size() < IDLE_READERS)
         idle_.push_back(std::move(connection));
+    connection.reset();  // before a fork goes on
+    --in_use_;
 }
 
 void Database::write(const std::function<void(Connection&)>& work) {
-    check_usable();
-    Connection& connection = writer();
+    const Writing writing(*this);
+    Connection& connection = *writer_;
     connection.run("BEGIN IMMEDIATE");
     try {
         work(connection);
@@ -84,13 +144,13 @@ void Database::write(const std::function<void(Connection&)>& work) {
 }
 
 void Database::checkpoint() {
-    check_usable();
-    empty_log(writer(), 2000);
+    const Writing writing(*this);
+    empty_log(*writer_, 2000);
 }
 
 void Database::close() {
     closed_ = true;
-    const std::lock_guard<std::mutex> lock(idle_mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (process_ != ::getpid()) {  // the connections are the parent's
         for (auto& each : idle_) each->abandon();
         if (writer_) writer_->abandon();
@@ -99,18 +159,27 @@ void Database::close() {
     writer_.reset();
 }
 
-Connection& Database::writer() {
-    if (!writer_) {
-        auto made = connect("mode=rw");
-        // Pages of the cache in KB; the log is copied into the file every 64 MB.
-        made->run(std::string("PRAGMA synchronous = ") +
-                  (durability_ == Durability::full ? "FULL" : "NORMAL"));
-        for (const char* pragma : {"fullfsync = ON", "cache_size = -65536", "wal_autocheckpoint = 8192",
-                                   "secure_delete = OFF", "journal_mode = WAL"})
-            made->run(std::string("PRAGMA ") + pragma);
-        writer_ = std::move(made);
-    }
-    return *writer_;
+Database::Writing::Writing(Database& database) : database_(database) {
+    database.check_usable();
+    const std::lock_guard<std::mutex> lock(database.mutex_);
+    if (!database.writer_) database.writer_ = database.connect_writer();
+    ++database.in_use_;
+}
+
+Database::Writing::~Writing() {
+    const std::lock_guard<std::mutex> lock(database_.mutex_);
+    --database_.in_use_;
+}
+
+std::unique_ptr<Connection> Database::connect_writer() const {
+    auto connection = connect("mode=rw");
+    // Pages of the cache in KB; the log is copied into the file every 64 MB.
+    connection->run(std::string("PRAGMA synchronous = ") +
+                    (durability_ == Durability::full ? "FULL" : "NORMAL"));
+    for (const char* pragma : {"fullfsync = ON", "cache_size = -65536", "wal_autocheckpoint = 8192",
+                               "secure_delete = OFF", "journal_mode = WAL"})
+        connection->run(std::string("PRAGMA ") + pragma);
+    return connection;
 }
 
 std::unique_ptr<Connection> Database::connect_reader() {

@@ -36,15 +36,18 @@ void add_rows(Statement& statement, std::vector<Row>& found) {
 }  // namespace
 
 Reader::~Reader() {
-    // A query that was cut short would hold its old state: such a connection is closed.
-    if (connection_ && std::uncaught_exceptions() == exceptions_)
-        store_.database_.give_back(std::move(connection_));
+    // A query that was cut short would hold its old state.
+    give_back(std::uncaught_exceptions() == exceptions_);
 }
 
 Connection& Reader::connection() {
     store_.database_.check_usable();
     if (!connection_) connection_ = store_.database_.borrow();
     return *connection_;
+}
+
+void Reader::give_back(bool good) {
+    if (connection_) store_.database_.give_back(std::move(connection_), good);
 }
 
 Reader::Moment::Moment(Reader& reader) : reader_(reader.in_moment_ ? nullptr : &reader) {
@@ -56,7 +59,7 @@ Reader::Moment::Moment(Reader& reader) : reader_(reader.in_moment_ ? nullptr : &
         connection.run("SELECT count(*) FROM sqlite_master");  // the state is fixed by the first read
     } catch (...) {
         reader.in_moment_ = false;
-        reader.connection_.reset();
+        reader.give_back(false);
         throw;
     }
 }
@@ -67,7 +70,7 @@ Reader::Moment::~Moment() {
     try {
         if (reader_->connection_) reader_->connection_->run("COMMIT");
     } catch (const Error&) {
-        reader_->connection_.reset();  // its state ends with it
+        reader_->give_back(false);  // its state ends with it
     }
 }
 

@@ -59,6 +59,7 @@ class Reader {
 
   private:
     Connection& connection();
+    void give_back(bool good);
     void rows_of_value(const Filter& predicate, const std::optional<Scalar>& value, std::vector<Row>& found);
     void rows_between(const Filter& predicate, std::vector<Row>& found);
     std::vector<Row> given(std::vector<Row> rows);
