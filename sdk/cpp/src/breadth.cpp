@@ -115,18 +115,23 @@ void Graph::Impl::measure_walks(std::size_t changes, unsigned threads) {
                                     [&](std::size_t ef) { return !finds(those, ef, unlimited, RECALL); });
     };
     const std::size_t* const enough = least(all, std::end(BREADTHS) - 1);
-    breadth = *enough;
     const auto last = [&](std::size_t i) {
         return wanted[i].empty() ? std::numeric_limits<float>::infinity() : 2 - 2 * wanted[i].back();
     };
     std::vector<float> distances(sample.size());
     for (std::size_t i = 0; i < sample.size(); ++i) distances[i] = last(i);
-    close = quantile(distances, CLOSE);
+    WalkLimits limits;
+    limits.breadth = *enough;
+    limits.close = quantile(distances, CLOSE);
     std::copy_if(all.begin(), all.end(), std::back_inserter(near),
-                 [&](std::size_t i) { return last(i) <= close; });
-    close_breadth = *least(near, enough);
-    slack = square(*std::find_if(std::begin(SLACKS), std::end(SLACKS) - 1,
-                                 [&](float times) { return finds(all, THOROUGH, times, KEPT); }));
+                 [&](std::size_t i) { return last(i) <= limits.close; });
+    limits.close_breadth = *least(near, enough);
+    limits.slack = square(*std::find_if(std::begin(SLACKS), std::end(SLACKS) - 1,
+                                        [&](float times) { return finds(all, THOROUGH, times, KEPT); }));
+    auto replacing = std::make_unique<const WalkLimits>(limits);
+    walk_limits = replacing.get();
+    readers.wait_for_all();  // some may still go by the last one
+    measured = std::move(replacing);
 }
 
 }  // namespace uniecs

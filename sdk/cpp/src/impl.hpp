@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <unordered_set>
 
 #include "nodes.hpp"
@@ -32,6 +33,14 @@ struct Patience {
     std::size_t top = 0, most = SIZE_MAX;
     float slack = std::numeric_limits<float>::infinity(), close = -1;
     std::size_t few = SIZE_MAX;
+};
+
+// How far walks of a graph have to go, as measured on it (breadth.cpp).
+struct WalkLimits {
+    std::size_t breadth = 30;        // of a walk that finds nearly all of the ten nearest
+    std::size_t close_breadth = 30;  // the same for queries as close to them as products are
+    float close = Patience{}.close;  // the squared distance of the tenth of these
+    float slack = Patience{}.slack;  // of a Patience that loses next to none of them
 };
 
 // The `ef` nearest nodes met so far, nearest first, marked once they are expanded (Algorithm 2's two heaps in
@@ -130,7 +139,8 @@ class Graph::Impl {
     // search.cpp
     Hits search(Span<const float> query, std::size_t k, const SearchOptions& options) const;
     double share_of(std::size_t matching) const;
-    Plan plan(std::size_t k, const SearchOptions& options, std::size_t matching) const;
+    Plan plan(std::size_t k, const SearchOptions& options, std::size_t matching,
+              const WalkLimits& limits) const;
     void search_graph(Scratch& s, std::uint64_t entry, std::size_t ef, Patience patience = {}) const;
     template <typename Passes>
     bool search_around(Scratch& s, Span<const Near> entries, std::size_t ef, Patience patience, double share,
@@ -172,13 +182,11 @@ class Graph::Impl {
     std::atomic<std::uint64_t> entry{0};           // the node to start from, plus one, below its layers
     std::atomic<Step> step{1};                     // of the last `apply`; 0 is before all
     std::atomic<std::size_t> live{0}, removed{0};  // `removed`: still linked
-    std::atomic<std::size_t> breadth{30};          // of a walk that finds nearly all of the ten nearest
-    std::atomic<std::size_t> close_breadth{30};    // the same for queries as close to them as products are
-    std::atomic<float> close{Patience{}.close};    // the squared distance of the tenth of these
-    std::atomic<float> slack{Patience{}.slack};    // of a Patience that loses next to none of them
-    std::size_t changed = 0;                       // nodes, since that was measured
-    mutable std::mutex writing;                    // one change at a time
-    std::mutex entering;                           // a node that may become the entry
+    std::unique_ptr<const WalkLimits> measured = std::make_unique<WalkLimits>();
+    std::atomic<const WalkLimits*> walk_limits{measured.get()};  // what searches go by, whole: it is replaced
+    std::size_t changed = 0;                                     // nodes, since that was measured
+    mutable std::mutex writing;                                  // one change at a time
+    std::mutex entering;                                         // a node that may become the entry
     std::vector<Node> free;
     std::unordered_set<Node> leaving;  // of the nodes, those that this change removes
     Readers readers;

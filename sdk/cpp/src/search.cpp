@@ -445,17 +445,18 @@ double Graph::Impl::share_of(std::size_t matching) const {
     return std::clamp(static_cast<double>(matching) / all, 1 / all, 1.0);
 }
 
-Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t matching) const {
+Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t matching,
+                       const WalkLimits& limits) const {
     Plan plan;
     plan.matching = matching;
     const double share = share_of(matching);
-    const auto unfiltered = static_cast<double>(breadth.load());
+    const auto unfiltered = static_cast<double>(limits.breadth);
     const double large = std::max(1.0, std::cbrt(static_cast<double>(live.load()) / LARGE));
     if (options.ef) {
         plan.ef = plan.narrow_ef = plan.close_ef = std::max(options.ef, k);
     } else if (!options.filter) {
-        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, breadth.load()});
-        plan.close_ef = std::max({DEFAULT_EF, 2 * k, close_breadth.load()});
+        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, limits.breadth});
+        plan.close_ef = std::max({DEFAULT_EF, 2 * k, limits.close_breadth});
     } else {
         const double more = std::sqrt(large), sparse = std::max(0.0, more * SPARSE_SHARE / share - 1);
         const double found = std::min(more * NARROW_MOST, NARROW + NARROW_SPARSE * sparse);
@@ -466,7 +467,7 @@ Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t 
         plan.narrow_ef = narrow(large, unfiltered);
         // Close by, a breadth grows with the catalogue only as far as few pass.
         const double grown = 1 + (large - 1) * std::min(1.0, more * SPARSE_SHARE / share);
-        plan.close_ef = narrow(grown, static_cast<double>(close_breadth.load()));
+        plan.close_ef = narrow(grown, static_cast<double>(limits.close_breadth));
         const double thin = std::min(more * THIN_SHARE / share, 4.0),
                      dense = std::min(DENSE_SHARE / share, 1.0);
         const double wide = std::max(2 * unfiltered, large * large * WIDE_EF * std::max(thin, dense));
@@ -498,7 +499,8 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
                                                                 : options.filter->count();
     k = std::min(k, std::max<std::size_t>(all, 1));
     Hits hits;
-    hits.plan = plan(k, options, matching);
+    const WalkLimits& limits = *walk_limits.load();
+    hits.plan = plan(k, options, matching, limits);
     const std::uint64_t from = entry.load(std::memory_order_acquire);
     if (from == 0) return hits;
     Lent s(*this);
@@ -512,9 +514,9 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     const bool thorough = options.strategy != nullptr;
     Patience patience, filtered;  // a breadth that is given is walked whole
     if (!options.ef) {
-        patience = {std::max(2 * k, LEAST_CALM), hits.plan.ef / CALM, slack.load(), close.load(),
+        patience = {std::max(2 * k, LEAST_CALM), hits.plan.ef / CALM, limits.slack, limits.close,
                     hits.plan.close_ef};
-        filtered = {std::max(k, LEAST_KEPT), SIZE_MAX, slack.load(), close.load(), hits.plan.close_ef};
+        filtered = {std::max(k, LEAST_KEPT), SIZE_MAX, limits.slack, limits.close, hits.plan.close_ef};
     }
     if (hits.plan.strategy != Strategy::exact) {
         if (hits.plan.strategy == Strategy::graph) {
