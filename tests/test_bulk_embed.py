@@ -201,6 +201,15 @@ def test_a_folder_of_other_vectors_is_refused(catalog: Path, tmp_path: Path) -> 
         job(tmp_path, views=("multimodal", "sound"))
 
 
+def test_a_changed_word_makes_another_file(tmp_path: Path) -> None:
+    text = "id,title\n" + "".join(f"l{number},red bag\n" for number in range(20_000))
+    seen = set()
+    for each in (text, text.replace("l9999,red", "l9999,tan"), text):
+        (tmp_path / "b.csv").write_text(each)
+        seen |= {shard.fingerprint for shard in plan_shards(tmp_path / "b.csv")}
+    assert len(seen) == 2
+
+
 def test_new_files_are_added(catalog: Path, tmp_path: Path) -> None:
     embed_catalog(catalog, job(tmp_path), loader())
     (catalog / "z.csv").write_text("id,title\nz1,new\n")

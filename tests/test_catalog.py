@@ -8,8 +8,9 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -198,8 +199,10 @@ def test_images_of_an_iterable_pass_untouched() -> None:
 
 def test_numpy_values_become_plain_ones() -> None:
     record = {"id": np.int64(5), "title": np.str_("x"), "n": np.float32(0.5), "v": np.array([1, 2]), "gap": np.nan}
+    record |= {"day": np.datetime64("2024-01-02", "ns"), "none": Decimal("sNaN"), "price": Decimal("2.5")}
     (item,) = read([record])
-    assert item == Product("5", "x", None, {"n": 0.5, "v": [1, 2]})
+    day = "2024-01-02T00:00:00"
+    assert item == Product("5", "x", None, {"n": 0.5, "v": [1, 2], "day": day, "price": 2.5})
     assert isinstance(item, Product) and type(item.attributes["n"]) is float
 
 
@@ -216,7 +219,16 @@ def test_unusable_id(identity: object) -> None:
     assert items[1] == Product("ok", "x")
 
 
-@pytest.mark.parametrize("row", [None, 5, "text", {1: 2}, {"id": "1", "title": "x", 5: "y"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(None, 5, "text", {1: 2}, {"id": "1", "title": "x", 5: "y"}),
+        Product("1", "x", None, cast(Any, None)),
+        Product("1", "x", None, {"title": "lost before"}),
+        {"id": "1", "title": "x", "attributes": {"id": "2"}},
+        {"id": "1", "title": "x", "colour": "red", "attributes": {"colour": "blue"}},
+    ],
+)
 def test_unusable_row(row: object) -> None:
     assert isinstance(read([row])[0], Rejected)
 

@@ -21,6 +21,7 @@ from uniecs.errors import (
     ConfigError,
     FilterError,
     ImageError,
+    IndexFileError,
     InputError,
     TextError,
     UniecsError,
@@ -116,6 +117,9 @@ def test_unusable_query(engine: SearchEngine, query: dict[str, Any], error: type
 def test_batch_of_something_else(engine: SearchEngine) -> None:
     with pytest.raises(InputError, match="queries has an item"):
         engine.search_batch(cast(Any, ["red shoe"]))
+    for queries in (Query("red shoe"), None):
+        with pytest.raises(InputError, match=r"expected a list of uniecs\.Query"):
+            engine.search_batch(cast(Any, queries))
 
 
 def test_long_and_foreign_texts(engine: SearchEngine) -> None:
@@ -124,6 +128,7 @@ def test_long_and_foreign_texts(engine: SearchEngine) -> None:
 
 
 def test_k_above_the_size_returns_all(engine: SearchEngine) -> None:
+    assert len(engine.search(text="x", k=2**64)) == 5 == len(engine.similar("1", k=2**64 - 1)) + 1
     assert len(engine.search(text="x", k=10**12)) == len(engine.search(text="x", k=cast(int, np.int64(6)))) == 5
 
 
@@ -207,6 +212,39 @@ def test_catalogue_is_streamed_in_chunks(tmp_path: Path) -> None:
 
     assert engine.add(products()) == AddReport(300, [])
     assert seen[engine_module.CHUNK] == engine_module.CHUNK and seen[299] == 256
+
+
+def test_what_was_read_before_a_source_broke_off_stays(tmp_path: Path) -> None:
+    def products() -> Iterator[Product]:
+        for number in range(engine_module.CHUNK + 100):
+            yield Product(str(number), f"shirt {number}")
+        raise CatalogError("the file ends here")
+
+    engine = SearchEngine.create(tmp_path / "i", fake())
+    with pytest.raises(CatalogError, match="ends here"):
+        engine.add(products())
+    assert len(engine) == engine_module.CHUNK + 100
+
+
+def test_the_lock_is_given_back_when_leaving_fails(tmp_path: Path) -> None:
+    with pytest.raises(IndexFileError), SearchEngine.create(tmp_path / "i", fake()) as engine:
+        engine.add(shop())
+        (tmp_path / "i" / "graph-multimodal.hnsw").mkdir()
+    (tmp_path / "i" / "graph-multimodal.hnsw").rmdir()
+    with SearchEngine.open(tmp_path / "i", fake()) as other:
+        assert other.delete(["1"]) == 1
+        with SearchEngine.open(tmp_path / "i", fake()) as reader:  # it changed nothing: there is nothing to save
+            with pytest.raises(IndexFileError, match="being written"):
+                reader.delete(["2"])
+            other.delete(["3"])
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with SearchEngine.create("i", fake()) as engine:
+        monkeypatch.chdir("/")
+        engine.add(shop())
+    assert (tmp_path / "i" / "graph-multimodal.hnsw").is_file()
 
 
 def test_catalogue_file(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ ATTRIBUTES: dict[str, Any] = {
     "empty": [],
     "big": 2**80,
     "long": 2**53 + 1,
+    "day": "2024-01-02",
 }
 
 
@@ -97,6 +100,10 @@ ATTRIBUTES: dict[str, Any] = {
         ({"$not": {"sizes": "M"}}, False),  # the plain complement: some size is M
         ({"$not": {"absent": (0, None)}}, True),
         ({"$not": {"$or": [{"price": 41}, {"$not": {"sale": True}}]}}, True),
+        ({"price": Decimal(str(ATTRIBUTES["price"]))}, True),
+        ({"price": np.array(ATTRIBUTES["price"])}, True),
+        ({"day": date(2024, 1, 2)}, True),
+        ({"day": (np.datetime64("2024-01-01"), date(2024, 1, 3))}, True),
     ],
 )
 def test_matches(where: dict[str, Any], expected: bool) -> None:
@@ -191,6 +198,7 @@ def test_entries() -> None:
         ("sizes", STRING, "M"),
         ("big", NUMBER, 2.0**80),
         ("long", NUMBER, 2**53 + 1),
+        ("day", STRING, "2024-01-02"),
     }
     assert entries({"a": [1, 1.0, True, "1", "1.0", "nan", "inf", None], "b": -(10**400)}) == {
         ("a", NUMBER, 1),

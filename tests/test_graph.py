@@ -163,6 +163,29 @@ def test_a_harder_catalogue_gets_a_broader_walk(tmp_path: Path) -> None:
                 assert recall(found, nearest(queries, vectors[some], rows[some], 10)) >= 0.95
 
 
+def test_filters_that_leave_a_few_of_each_cluster() -> None:
+    """The ten nearest lie in several clusters then, which takes more than strewn vectors do.
+
+    A filter may let through many rows that the graph does not have: those of products without a photo.
+    """
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((1200, 64))[random.integers(1200, size=12_100)]
+    vectors += 0.6 * random.standard_normal(vectors.shape)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    queries, vectors = vectors[12_000:], vectors[:12_000]
+    graph = Graph(64, 16, 100, "float32")
+    graph.apply(NONE, np.arange(8, 96_001, 8, dtype=np.uint64), vectors, 2)
+    others = np.array([row for row in range(1, 96_000) if row % 8], np.uint64)
+    for share in (0.5, 0.3, 0.2):
+        chosen = np.sort(random.choice(12_000, int(12_000 * share), replace=False))
+        true = nearest(queries, vectors[chosen], 8 * (chosen.astype(np.uint64) + 1), 10)
+        for more in (NONE, others):
+            rows = RowSet(np.concatenate([8 * (chosen.astype(np.uint64) + 1), more]))
+            found, _, plan = graph.search(queries, 10, rows, len(rows))
+            assert recall(found, true) >= 0.97
+            assert plan["matching"] == len(chosen)
+
+
 def alike(groups: int, each: int, others: int, apart: float) -> tuple[Vectors, Vectors]:
     """Groups of vectors at one place, one group after the other, then others; and queries."""
     random = np.random.default_rng(5)

@@ -410,6 +410,8 @@ def test_copying_goes_on_where_it_stopped(milvus_url: str) -> None:
     assert copy_index(iter(source), target) == CopyReport(copied=0, unchanged=1200)
     changed = [*source[:5], (replace(source[5][0], title="new"), source[5][1]), (source[6][0], source[7][1])]
     assert copy_index(changed, target) == CopyReport(copied=2, unchanged=5)
+    assert copy_index([source[0], (replace(source[1][0], id="0"), source[0][1])], target) == CopyReport(1, 0)
+    assert copy_index([source[1], source[0]], target) == CopyReport(1, 1)  # the later one had won
     assert len(target) == 1200
     assert ids(target.search("image", source[7][1]["image"][np.newaxis], 2, None)[0]) in (["6", "7"], ["7", "6"])
     target.close()

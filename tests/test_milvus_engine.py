@@ -39,6 +39,10 @@ def test_the_same_answers_as_a_folder(milvus_url: str, tmp_path: Path) -> None:
             assert scores == pytest.approx([hit.score for hit in expected], abs=1e-5)
             by_id = {hit.id: hit.product for hit in expected}  # equal scores may come in another order
             assert {hit.id: hit.product for hit in found} == by_id
+        odd = [{"id": "huge", "title": "red", "price": 2**63}, {"id": "good", "title": "zebra", "price": 1}]
+        report = engine.add(odd)
+        assert (report.added, [each.id for each in report.rejected]) == (1, ["huge"])
+        assert engine.delete(["good"]) == 1
         assert ids(engine.similar("1")) == ids(folder.similar("1"))
         assert engine.explain(text="x", where={"price": 5})["index"] == "milvus"
         assert engine.stats()["products"] == len(engine) == 4

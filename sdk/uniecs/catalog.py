@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Scalar: TypeAlias = str | int | float | bool
 Attribute: TypeAlias = Scalar | list[Scalar] | None
 
+FIELDS = frozenset({"id", "title", "image"})
 PARQUET_ROWS = 64
 
 
@@ -63,8 +64,9 @@ def read_catalog(source: object) -> Iterator[Product | Rejected]:
 
     `source` is a path ending in .csv, .jsonl or .parquet, a DataFrame, or an iterable of `Product` or of
     mappings. The columns are id (a string or integer), title and image; every other one is an attribute, and
-    so is every entry of a mapping under `attributes`. None, NaN and blank strings are absent. An image is a
-    path (relative to the catalogue file's folder), bytes, or {bytes, path}; it is not opened here.
+    so is every entry of a mapping under `attributes`, whose names are none of those beside it. None, NaN and blank
+    strings are absent. An image is a path (relative to the catalogue file's folder), bytes, or {bytes, path}; it is
+    not opened here.
 
     Raises `CatalogError` for a file that is missing, damaged, of another kind or without an id column,
     `MissingExtraError` for .parquet without pyarrow, `InputError` for any other kind of source.
@@ -182,28 +184,34 @@ def _checked(row: int, record: object, folder: Path | None) -> Product | Rejecte
     try:
         if isinstance(record, UniecsError):
             raise record
-        fields = _fields(record)
+        fields, nested = _fields(record)
         identity = _id(fields.pop("id", None))
         title = _plain(fields.pop("title", None), "title")
         image = _image(fields.pop("image", None), folder)
         if title is None and image is None:
             raise InputError(f"product {identity!r} has neither a title nor an image; expected at least one")
+        if twice := nested.keys() & (fields.keys() | FIELDS):
+            raise InputError(f"attribute {min(map(str, twice))!r} is given beside attributes too; give it another name")
+        fields |= nested
         attributes = {_key(key): value for key, cell in fields.items() if (value := _attribute(cell, key)) is not None}
         return Product(identity, None if title is None else check_text(title), image, attributes)
     except UniecsError as error:
         return Rejected(row, identity, error)
 
 
-def _fields(record: object) -> dict[Any, Any]:
-    """One flat dictionary: id, title, image and the attributes."""
+def _fields(record: object) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """What stands beside `attributes` (id, title, image and other attributes), and what stands in it."""
     if isinstance(record, Product):
-        return {**record.attributes, "id": record.id, "title": record.title, "image": record.image}
+        fields: dict[Any, Any] = {"id": record.id, "title": record.title, "image": record.image}
+        attributes: object = record.attributes
+        if not isinstance(attributes, Mapping):
+            raise InputError(f"attributes is of type {type(attributes).__name__}; expected a mapping")
+        return fields, dict(attributes)
     if not isinstance(record, Mapping):
         raise InputError(f"row is of type {type(record).__name__}; expected a product")
     fields = dict(record)
-    if isinstance(fields.get("attributes"), Mapping):
-        fields = {**fields.pop("attributes"), **fields}
-    return fields
+    nested = fields.pop("attributes") if isinstance(fields.get("attributes"), Mapping) else {}
+    return fields, dict(nested)
 
 
 def _id(value: object) -> str:
@@ -246,14 +254,9 @@ def _plain(value: object, name: str) -> Scalar | None:
     """A JSON scalar, or None for what is absent; raises `InputError` for any other type."""
     if type(value) is str:  # most are: it need not be asked what else it is
         return None if _is_missing(value) else _unicode(value, name)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Decimal):
-        value = float(value)
+    value = as_scalar(value)
     if _is_missing(value):
         return None
-    if isinstance(value, date):
-        return value.isoformat()
     if isinstance(value, float) and math.isinf(value):
         raise InputError(f"{name} is {value}; expected a finite number")
     if isinstance(value, str):
@@ -263,6 +266,18 @@ def _plain(value: object, name: str) -> Scalar | None:
     if isinstance(value, (bool, int, float)):
         return value
     raise InputError(f"{name} is of type {type(value).__name__}; expected a string, number, boolean or list of them")
+
+
+def as_scalar(value: object) -> object:
+    """A NumPy scalar, a date or a Decimal as the number or string that stands for it; anything else as it is."""
+    if isinstance(value, np.generic):
+        plain: object = value.item()
+        if isinstance(value, np.datetime64) and isinstance(plain, int):  # finer than a datetime
+            plain = value.astype("datetime64[us]").item()
+        value = plain
+    if isinstance(value, Decimal):
+        return math.nan if value.is_nan() else float(value)
+    return value.isoformat() if isinstance(value, date) and not _is_missing(value) else value
 
 
 def _unicode(text: str, name: str) -> str:

@@ -39,19 +39,20 @@ def copy_index(source: Iterable[Item], target: MilvusIndex, total: int | None = 
     """Write products with their vectors, view -> (embed_dim,), into `target`, with a progress bar.
 
     What `target` holds already, equal in everything, is not sent again: a copy that was interrupted is repeated, and
-    goes on where it stopped. Products that `target` has beyond the source stay. `total` is for the progress bar.
-    Raises as `MilvusIndex.put`; batches written before that stay.
+    goes on where it stopped. Of products of one id the later one wins. Products that `target` has beyond the source
+    stay. `total` is for the progress bar. Raises as `MilvusIndex.put`; batches written before that stay.
     """
     from tqdm import tqdm
 
     copied = unchanged = 0
     items = iter(source)
     with tqdm(desc="copy", total=total, unit="product", disable=None) as bar:
-        while batch := list(itertools.islice(items, BATCH)):
+        while some := list(itertools.islice(items, BATCH)):
+            batch = list({product.id: (product, vectors) for product, vectors in some}.values())
             there = target.contents([product.id for product, _ in batch])
             new = [item for item in batch if there.get(item[0].id) != content_digest(*item)]
             target.put(new)
             copied += len(new)
             unchanged += len(batch) - len(new)
-            bar.update(len(batch))
+            bar.update(len(some))
     return CopyReport(copied, unchanged)

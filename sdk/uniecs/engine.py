@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from uniecs.preprocess import ImageSource
 
 Where: TypeAlias = Mapping[str, object]
+Item = TypeVar("Item")
 
 QUERY_CACHE = 1024  # embeddings of queries kept: about a megabyte
 # Products of one change, which waits for the disk once; images given as arrays are held for so many.
@@ -51,7 +51,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A product found; `score` is the cosine similarity, `product.image` the path where the image had one."""
+    """A product found; `score` is the cosine similarity, `product.image` the path where the image had one.
+
+    Other searches share the product: copy its attributes before you change them.
+    """
 
     id: str
     score: float
@@ -129,7 +132,7 @@ class SearchEngine:
 
             index = MilvusIndex.create(str(path), *made_for)
         else:
-            index = LocalIndex.create(Path(path), *made_for, durability)
+            index = LocalIndex.create(_folder(path), *made_for, durability)
         return cls(index, encoder, cache)
 
     @classmethod
@@ -161,7 +164,7 @@ class SearchEngine:
 
             index = MilvusIndex.open(str(path), None if encoder is None else encoder.model_id)
         else:
-            index = LocalIndex.open(Path(path), durability)
+            index = LocalIndex.open(_folder(path), durability)
         try:
             if encoder is None:
                 from uniecs.encoder import load
@@ -208,7 +211,7 @@ class SearchEngine:
         added, rejected = 0, list[Rejected]()
         total = len(products) if isinstance(products, Sized) and not isinstance(products, str) else None
         with tqdm(desc="update" if known else "add", total=total, unit="product", disable=None) as bar:
-            while chunk := list(itertools.islice(items, CHUNK)):
+            for chunk in _chunks(items, CHUNK):
                 outcomes = self._embed([item for _, item in chunk], known)
                 errors = self._insert([item for _, item in chunk], outcomes, known)
                 rejected += [
@@ -288,13 +291,15 @@ class SearchEngine:
                         raise item.error
                     _check_known(item.id, known, held | items.keys())
                     image = os.fspath(item.image) if isinstance(item.image, (str, os.PathLike)) else None
-                    items[item.id] = (replace(item, image=image), outcome)
+                    product = replace(item, image=image)
+                    self._index.check(product)
+                    items[item.id] = product, outcome
                     errors.append(None)
                 except UniecsError as error:
                     errors.append(error)
             if items:
-                self._changed = True
                 self._index.put(list(items.values()))
+                self._changed = True
         return errors
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -309,8 +314,8 @@ class SearchEngine:
                 raise InputError(f"{len(unknown)} of {len(wanted)} ids are not in the index, such as {unknown[0]!r}")
             distinct = list(dict.fromkeys(wanted))
             if distinct:
-                self._changed = True
                 self._index.delete(distinct)
+                self._changed = True
         return len(distinct)
 
     def search(
@@ -365,6 +370,8 @@ class SearchEngine:
             raise InputError(f"errors is {errors!r}; expected 'raise' or 'return'")
         k, view = _check_k(k), self._check_view(view)
         matching = self._check_where(where)
+        if isinstance(queries, Query) or not isinstance(queries, Iterable):
+            raise InputError(f"queries is of type {type(queries).__name__}; expected a list of uniecs.Query")
         queries = list(queries)
         if not all(isinstance(query, Query) for query in queries):
             raise InputError("queries has an item that is not a uniecs.Query")
@@ -464,8 +471,8 @@ class SearchEngine:
         Searches and changes go on meanwhile.
         """
         self._check_open()
-        self._changed = True
         self._index.compact()
+        self._changed = True
 
     def close(self) -> None:
         """Free the index, and let another process write it; any further use raises `InputError`."""
@@ -483,9 +490,11 @@ class SearchEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._changed and not self._closed:
-            self.save()
-        self.close()
+        try:
+            if kind is None and self._changed and not self._closed:
+                self.save()
+        finally:
+            self.close()
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -507,6 +516,27 @@ class SearchEngine:
         if view not in self.views:
             raise InputError(f"view is {view!r}; this index has {', '.join(self.views)}")
         return view
+
+
+def _folder(path: object) -> Path:
+    """Absolute: it stays the same place wherever the process goes."""
+    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
+        raise InputError(f"path is {path!r}; expected the path of a folder")
+    return Path(path).absolute()
+
+
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter; also where `items` breaks off, before it raises."""
+    chunk: list[Item] = []
+    try:
+        for item in items:
+            chunk.append(item)
+            if len(chunk) == size:
+                full, chunk = chunk, []
+                yield full
+    finally:
+        if chunk:
+            yield chunk
 
 
 def _check_durability(durability: object) -> Durability:

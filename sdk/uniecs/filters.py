@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from uniecs.catalog import Attribute, Scalar
+from uniecs.catalog import Attribute, Scalar, as_scalar
 from uniecs.errors import FilterError
 
 # Kinds of values that `entries` keeps apart; their numbers are part of the index format (docs/index-format.md).
@@ -121,7 +121,7 @@ def _parse_parts(key: str, wanted: object, depth: int) -> Filter:
 
 
 def _one_of(key: str, wanted: object) -> OneOf:
-    if isinstance(wanted, (set, frozenset, np.ndarray)):
+    if isinstance(wanted, (set, frozenset)) or (isinstance(wanted, np.ndarray) and wanted.ndim):
         wanted = list(wanted)
     if not isinstance(wanted, list):
         wanted = [wanted]
@@ -144,7 +144,7 @@ def _range(key: str, bounds: Sequence[object]) -> Between:
 
 
 def _scalar(key: str, value: object) -> Scalar:
-    value = value.item() if isinstance(value, np.generic) else value
+    value = as_scalar(value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value)
     if isinstance(value, str):
         try:
             value.encode("utf-8")

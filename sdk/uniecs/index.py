@@ -60,6 +60,9 @@ class Index(Protocol):
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of `ids` that it holds."""
 
+    def check(self, product: Product) -> None:
+        """Raise `InputError` for a product that `put` could not hold; it has an id, and a path or None as its image."""
+
     def put(self, items: Sequence[tuple[Product, Mapping[str, Vectors]]]) -> None:
         """Add products of distinct ids, or replace them whole, with their vector in each view that takes them.
 

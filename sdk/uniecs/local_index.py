@@ -25,6 +25,7 @@ from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.index_migration import migrate
 from uniecs.pacing import note_search, searched_lately
 from uniecs.store import Store
+from uniecs.store_format import product_content
 
 if TYPE_CHECKING:
     from uniecs._core import Graph
@@ -228,6 +229,10 @@ class LocalIndex:
         """See `Index.known`."""
         return self._store.known(ids)
 
+    def check(self, product: Product) -> None:
+        """See `Index.check`."""
+        product_content(product)
+
     def put(self, items: Sequence[tuple[Product, Mapping[str, Vectors]]]) -> None:
         """See `Index.put`."""
         with self._writing():
@@ -347,6 +352,7 @@ class LocalIndex:
         if graph is None:
             raise InputError(f"{self._folder} is closed; open the index again")
         fetched = k if self.config.storage == "float32" else max(MIN_RESCORED, RESCORED * k)
+        fetched = min(fetched, max(1, len(graph)))
         threads = 1 if len(queries) == 1 else usable_cpus()
         queries = np.ascontiguousarray(queries, np.float32)
         rows, scores, plan = graph.search(queries, fetched, rows_set, matching, threads=threads)

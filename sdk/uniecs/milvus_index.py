@@ -157,6 +157,10 @@ class MilvusIndex:
             found |= {row["id"]: row["content"] for row in rows}
         return found
 
+    def check(self, product: Product) -> None:
+        """See `Index.check`: for what Milvus cannot hold (see `put`)."""
+        self._row(product, {})
+
     def put(self, items: Sequence[tuple[Product, Mapping[str, Vectors]]]) -> None:
         """Add products with a unit vector (embed_dim,) in each of their views, or replace them whole.
 

@@ -14,9 +14,14 @@ namespace {
 
 constexpr std::size_t LEAST_MEASURED = 2000;  // so few are compared one by one
 constexpr std::size_t SAMPLE = 100, NEAREST = 10;
-// Of what a thorough walk finds: 0.95 and a margin; for vectors of the catalogue, and for such as strayed.
-constexpr double RECALL[] = {0.98, 0.97};
-constexpr std::size_t THOROUGH = 600;  // that walk's breadth
+// 0.95 and a margin, by WalkLimits::SHARES; for vectors of the catalogue, and for such as strayed. Where few
+// pass a little more takes far broader walks. Less where a thorough walk finds hardly more.
+constexpr double RECALL[][2] = {{0.98, 0.97}, {0.985, 0.975}, {0.965, 0.925}}, AS_GOOD = 0.99;
+// The breadths of thorough walks, which find nearly all that any does.
+constexpr std::size_t THOROUGH[] = {600, 300, 250};
+// With a filter, where all that passes is compared, every so many of the queries.
+constexpr std::size_t FILTERED_STEP = 2;
+constexpr std::size_t AT_ONCE = 256;  // vectors that stay in the cache while the queries take turns
 // This part of the vectors of the catalogue has its ten nearest close by.
 constexpr double CLOSE = 0.95;
 // The last one goes untried.
@@ -24,7 +29,8 @@ constexpr std::size_t BREADTHS[] = {10, 12, 14,  17,  20,  24,  29,  35,  42,  5
                                     72, 86, 104, 125, 150, 180, 216, 260, 310, 370, 1000};
 // How many times as far off as the k-th nearest a walk goes on, and what part it has to find of what it finds
 // without that. The last one goes untried.
-constexpr float SLACKS[] = {1.15f, 1.3f, 2.0f, std::numeric_limits<float>::infinity()};
+constexpr float UNLIMITED = std::numeric_limits<float>::infinity();
+constexpr float SLACKS[] = {1.15f, 1.3f, 2.0f, UNLIMITED};
 constexpr double KEPT[] = {0.99, 0.99};
 // Where fewer changed, the last measurement stands.
 constexpr std::size_t CHANGED_PART = 2;
@@ -38,6 +44,9 @@ float quantile(std::vector<float> values, double part) {
     std::nth_element(values.begin(), nth, values.end());
     return *nth;
 }
+
+// The squared distance of the last of what was found.
+float last(const std::vector<float>& scores) { return scores.empty() ? UNLIMITED : 2 - 2 * scores.back(); }
 
 }  // namespace
 
@@ -69,65 +78,162 @@ std::vector<float> Graph::Impl::stray(const std::vector<Node>& from) const {
     return made;
 }
 
+double WalkLimits::breadth(double share, std::size_t Breadth::* of) const {
+    std::size_t i = 1;
+    while (i + 1 < breadths.size() && share < SHARES[i]) ++i;
+    const double part = std::log(SHARES[i - 1] / share) / std::log(SHARES[i - 1] / SHARES[i]);
+    const auto above = static_cast<double>(breadths[i - 1].*of), below = static_cast<double>(breadths[i].*of);
+    return above + std::clamp(part, 0.0, 1.0) * (below - above);
+}
+
+// Queries made of a graph's own vectors, and what walks find for them: first of each vector as if the graph
+// did not hold it, then of each as it strayed.
+class Graph::Impl::Probe {
+  public:
+    using Scores = std::vector<std::vector<float>>;  // of the ten nearest, by query
+    using Queries = std::vector<std::size_t>;
+
+    Probe(const Impl& graph, std::vector<Node> sample, unsigned threads)
+        : graph_(graph), sample_(std::move(sample)), strayed_(graph.stray(sample_)), threads_(threads) {}
+
+    // Every `step`-th.
+    Queries queries(std::size_t step) const {
+        Queries those;
+        for (std::size_t i = 0; i < 2 * sample_.size(); i += step) those.push_back(i);
+        return those;
+    }
+    bool strays(std::size_t query) const { return query >= sample_.size(); }
+
+    Scores nearest(const Queries& those, std::size_t ef, double share, float times) const {
+        Scores scores(2 * sample_.size());
+        in_parallel(those.size(), threads_, [&](std::size_t at) {
+            const std::size_t i = those[at];
+            Lent s(graph_);
+            s->gives_way = true;
+            set(s->query, i);
+            s->hidden = hidden(i);
+            graph_.search_strewn(*s, graph_.entry.load(std::memory_order_acquire), ef,
+                                 {NEAREST, SIZE_MAX, square(times)}, share);
+            for (const Near& each : s->beam.nodes())
+                if (scores[i].size() < NEAREST) scores[i].push_back(each.score);
+        });
+        return scores;
+    }
+
+    // Of all that such a walk may find.
+    Scores exact(const Queries& those, double share) const {
+        std::vector<Node> passing;
+        for (Node node = 0, count = graph_.nodes.count.load(); node < count; ++node)
+            if (strewn(node, share) && graph_.nodes.leads_for_good(node)) passing.push_back(node);
+        Scores scores(2 * sample_.size());
+        in_parallel(threads_, threads_, [&](std::size_t part) {
+            std::vector<Query> queries;
+            queries.reserve(those.size());  // what is set may point into itself
+            for (std::size_t at = part; at < those.size(); at += threads_) {
+                queries.emplace_back(graph_.nodes.walked);
+                set(queries.back(), those[at]);
+            }
+            std::vector<const std::byte*> codes;
+            std::vector<Scale> scales;
+            std::vector<float> found;
+            for (std::size_t start = 0; start < passing.size(); start += AT_ONCE) {
+                const Span<const Node> some{passing.data() + start,
+                                            std::min(AT_ONCE, passing.size() - start)};
+                codes.clear(), scales.clear(), found.resize(some.size());
+                for (Node node : some)
+                    codes.push_back(graph_.nodes.codes(node)), scales.push_back(graph_.nodes.scale(node));
+                for (std::size_t i = 0; i < queries.size(); ++i) {
+                    give_way();
+                    queries[i].score(codes.data(), scales.data(), some.size(), found.data());
+                    const std::size_t each = those[part + i * threads_];
+                    for (std::size_t j = 0; j < some.size(); ++j)
+                        if (some[j] != hidden(each)) keep(scores[each], found[j]);
+                }
+            }
+        });
+        return scores;
+    }
+
+    // What walks for a share of the nodes should find, and what a thorough one does.
+    struct Trial {
+        std::size_t kind;  // of WalkLimits::SHARES
+        Scores wanted, thorough;
+    };
+
+    // Whether a walk finds these parts of what it should, or nearly what the thorough one does.
+    bool finds(const Trial& trial, const Queries& those, std::size_t ef, float times,
+               const double (&recall)[2]) const {
+        const Scores scores = nearest(those, ef, WalkLimits::SHARES[trial.kind], times);
+        double found[2] = {}, most[2] = {}, all[2] = {};
+        for (std::size_t i : those) {
+            const float least = trial.wanted[i].empty() ? -UNLIMITED : trial.wanted[i].back();
+            all[strays(i)] += static_cast<double>(trial.wanted[i].size());
+            for (float score : scores[i]) found[strays(i)] += score >= least;
+            for (float score : trial.thorough[i]) most[strays(i)] += score >= least;
+        }
+        const auto enough = [&](int kind) {
+            return found[kind] >= std::min(recall[kind] * all[kind], AS_GOOD * most[kind]);
+        };
+        return enough(0) && enough(1);
+    }
+
+    // The least breadth that does, below `end`; else that.
+    const std::size_t* least(const Trial& trial, const Queries& those, const std::size_t* end) const {
+        return std::partition_point(std::begin(BREADTHS), end, [&](std::size_t ef) {
+            return !finds(trial, those, ef, UNLIMITED, RECALL[trial.kind]);
+        });
+    }
+
+  private:
+    void set(Query& query, std::size_t i) const {
+        if (strays(i))
+            query.set(strayed_.data() + (i - sample_.size()) * graph_.config.dim);
+        else
+            query.set_stored(graph_.nodes.codes(sample_[i]), graph_.nodes.scale(sample_[i]));
+    }
+    Node hidden(std::size_t i) const { return strays(i) ? NO_NODE : sample_[i]; }
+    // Among the best, in order.
+    static void keep(std::vector<float>& best, float score) {
+        if (best.size() == NEAREST && score <= best.back()) return;
+        best.insert(std::upper_bound(best.begin(), best.end(), score, std::greater<>()), score);
+        if (best.size() > NEAREST) best.pop_back();
+    }
+
+    const Impl& graph_;
+    const std::vector<Node> sample_;
+    const std::vector<float> strayed_;
+    const unsigned threads_;
+};
+
 // After `changes` nodes were added or removed.
 void Graph::Impl::measure_walks(std::size_t changes, unsigned threads) {
     changed += changes;
     if (live < LEAST_MEASURED || changed < live / CHANGED_PART) return;
     changed = 0;
-    const std::vector<Node> sample = sample_nodes();
+    std::vector<Node> sample = sample_nodes();
     if (sample.empty()) return;
-    const std::vector<float> strayed = stray(sample);
-    // Of each vector as if the graph did not hold it, then of each as it strayed.
-    const auto nearest = [&](const std::vector<std::size_t>& those, std::size_t ef, float times) {
-        std::vector<std::vector<float>> scores(2 * sample.size());
-        in_parallel(those.size(), threads, [&](std::size_t at) {
-            const std::size_t i = those[at];
-            Lent s(*this);
-            s->gives_way = true;
-            const Node node = sample[i % sample.size()];
-            if (i < sample.size())
-                s->query.set_stored(nodes.codes(node), nodes.scale(node)), s->hidden = node;
-            else
-                s->query.set(strayed.data() + (i - sample.size()) * config.dim);
-            search_graph(*s, entry.load(std::memory_order_acquire), ef, {NEAREST, SIZE_MAX, square(times)});
-            for (const Near& each : s->beam.nodes())
-                if (scores[i].size() < NEAREST) scores[i].push_back(each.score);
-        });
-        return scores;
-    };
-    const float unlimited = *(std::end(SLACKS) - 1);
-    std::vector<std::size_t> all(2 * sample.size()), near;
-    std::iota(all.begin(), all.end(), 0);
-    const auto wanted = nearest(all, THOROUGH, unlimited);
-    const auto finds = [&](const std::vector<std::size_t>& those, std::size_t ef, float times,
-                           const double (&recall)[2]) {
-        const auto scores = nearest(those, ef, times);
-        double found[2] = {}, most[2] = {};
-        for (std::size_t i : those) {
-            const std::size_t kind = i / sample.size();
-            most[kind] += static_cast<double>(wanted[i].size());
-            for (float score : scores[i]) found[kind] += score >= wanted[i].back();
-        }
-        return found[0] >= recall[0] * most[0] && found[1] >= recall[1] * most[1];
-    };
-    const auto least = [&](const std::vector<std::size_t>& those, const std::size_t* end) {
-        return std::partition_point(std::begin(BREADTHS), end,
-                                    [&](std::size_t ef) { return !finds(those, ef, unlimited, RECALL); });
-    };
-    const std::size_t* const enough = least(all, std::end(BREADTHS) - 1);
-    const auto last = [&](std::size_t i) {
-        return wanted[i].empty() ? std::numeric_limits<float>::infinity() : 2 - 2 * wanted[i].back();
-    };
-    std::vector<float> distances(sample.size());
-    for (std::size_t i = 0; i < sample.size(); ++i) distances[i] = last(i);
+    const Probe probe(*this, std::move(sample), threads);
     WalkLimits limits;
-    limits.breadth = *enough;
-    limits.close = quantile(distances, CLOSE);
-    std::copy_if(all.begin(), all.end(), std::back_inserter(near),
-                 [&](std::size_t i) { return last(i) <= limits.close; });
-    limits.close_breadth = *least(near, enough);
-    limits.slack = square(*std::find_if(std::begin(SLACKS), std::end(SLACKS) - 1,
-                                        [&](float times) { return finds(all, THOROUGH, times, KEPT); }));
+    for (std::size_t i = 0; i < limits.breadths.size(); ++i) {
+        const double share = WalkLimits::SHARES[i];
+        const auto all = probe.queries(i == 0 ? 1 : FILTERED_STEP);
+        const auto thorough = probe.nearest(all, THOROUGH[i], share, UNLIMITED);
+        const Probe::Trial trial{i, i == 0 ? thorough : probe.exact(all, share), thorough};
+        if (i == 0) {
+            std::vector<float> distances;
+            for (std::size_t each : all)
+                if (!probe.strays(each)) distances.push_back(last(thorough[each]));
+            limits.close = quantile(std::move(distances), CLOSE);
+            limits.slack = square(*std::find_if(std::begin(SLACKS), std::end(SLACKS) - 1, [&](float times) {
+                return probe.finds(trial, all, THOROUGH[i], times, KEPT);
+            }));
+        }
+        Probe::Queries near;
+        std::copy_if(all.begin(), all.end(), std::back_inserter(near),
+                     [&](std::size_t each) { return last(trial.wanted[each]) <= limits.close; });
+        const std::size_t* const enough = probe.least(trial, all, std::end(BREADTHS) - 1);
+        limits.breadths[i] = {*enough, *probe.least(trial, near, enough)};
+    }
     auto replacing = std::make_unique<const WalkLimits>(limits);
     walk_limits = replacing.get();
     readers.wait_for_all();  // some may still go by the last one

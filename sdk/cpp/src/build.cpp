@@ -125,7 +125,7 @@ Node Graph::Impl::new_node(Row row, const float* vector, Step at) {
     header.added.store(at, std::memory_order_release);
     header.removed.store(NEVER, std::memory_order_release);
     if (!reused) nodes.count.store(node + 1, std::memory_order_release);
-    node_by_row.at(row)->store(node + 1, std::memory_order_release);
+    give(row, node);
     return node;
 }
 

@@ -104,7 +104,7 @@ void Graph::repair(unsigned threads) {
 }
 
 Hits Graph::search(Span<const float> query, std::size_t k, const SearchOptions& options) const {
-    return impl_->search(query, k, options);
+    return impl_->search(query, k, options, impl_->matching(options));
 }
 
 std::vector<Hits> Graph::search_batch(Span<const float> queries, std::size_t k, const SearchOptions& options,
@@ -114,10 +114,9 @@ std::vector<Hits> Graph::search_batch(Span<const float> queries, std::size_t k, 
         throw std::invalid_argument("the queries have " + std::to_string(queries.size()) +
                                     " components, no multiple of " + std::to_string(dim));
     std::vector<Hits> hits(queries.size() / dim);
-    SearchOptions counted = options;
-    if (options.filter && options.matching == SIZE_MAX) counted.matching = options.filter->count();
+    const std::size_t matching = impl_->matching(options);
     in_parallel(hits.size(), std::max(1u, threads), [&](std::size_t i) {
-        hits[i] = impl_->search(Span<const float>(queries.data() + i * dim, dim), k, counted);
+        hits[i] = impl_->search(Span<const float>(queries.data() + i * dim, dim), k, options, matching);
     });
     return hits;
 }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <unordered_set>
@@ -35,13 +37,27 @@ struct Patience {
     std::size_t few = SIZE_MAX;
 };
 
+// How broad a walk for ten has to be that finds nearly all of them; and for queries whose ten are as close to
+// them as products are to each other.
+struct Breadth {
+    std::size_t any = 30, close = 30;
+};
+
 // How far walks of a graph have to go, as measured on it (breadth.cpp).
 struct WalkLimits {
-    std::size_t breadth = 30;        // of a walk that finds nearly all of the ten nearest
-    std::size_t close_breadth = 30;  // the same for queries as close to them as products are
-    float close = Patience{}.close;  // the squared distance of the tenth of these
-    float slack = Patience{}.slack;  // of a Patience that loses next to none of them
+    // The parts of the nodes that a filter lets through, for which that was measured.
+    static constexpr double SHARES[] = {1, 0.5, 0.1};
+    std::array<Breadth, std::size(SHARES)> breadths;
+    float close = Patience{}.close;  // the squared distance of the tenth of products that is called close
+    float slack = Patience{}.slack;  // of a Patience that loses next to none of the ten
+
+    double breadth(double share, std::size_t Breadth::* of) const;  // between what was measured
 };
+
+// Whether a node is of this part of all, as if drawn at random.
+inline bool strewn(Node node, double share) {
+    return static_cast<double>(static_cast<std::uint32_t>(node * 2654435761U)) < share * 4294967296.0;
+}
 
 // The `ef` nearest nodes met so far, nearest first, marked once they are expanded (Algorithm 2's two heaps in
 // one).
@@ -132,16 +148,21 @@ class Graph::Impl {
     void choose_entry();
 
     // breadth.cpp
+    class Probe;
     void measure_walks(std::size_t changes, unsigned threads);
     std::vector<Node> sample_nodes() const;
     std::vector<float> stray(const std::vector<Node>& from) const;
 
     // search.cpp
-    Hits search(Span<const float> query, std::size_t k, const SearchOptions& options) const;
+    Hits search(Span<const float> query, std::size_t k, const SearchOptions& options,
+                std::size_t matching) const;
+    std::size_t matching(const SearchOptions& options) const;
     double share_of(std::size_t matching) const;
     Plan plan(std::size_t k, const SearchOptions& options, std::size_t matching,
               const WalkLimits& limits) const;
     void search_graph(Scratch& s, std::uint64_t entry, std::size_t ef, Patience patience = {}) const;
+    void search_strewn(Scratch& s, std::uint64_t entry, std::size_t ef, Patience patience,
+                       double share) const;
     template <typename Passes>
     bool search_around(Scratch& s, Span<const Near> entries, std::size_t ef, Patience patience, double share,
                        Passes passes) const;
@@ -169,6 +190,7 @@ class Graph::Impl {
         return s.query.score(nodes.codes(node), nodes.scale(node));
     }
 
+    void give(Row row, Node node);
     Node node_of(Row row) const;  // NO_NODE if it never was, or is removed for good
 
     // snapshot.cpp
@@ -178,7 +200,9 @@ class Graph::Impl {
 
     const GraphConfig config;
     Nodes nodes;
-    RowTable node_by_row;                          // plus one; 0: none
+    RowTable node_by_row;  // plus one; 0: none
+    RowSet given;          // rows, some of which may be removed for good
+    std::atomic<Row> last_given{0};
     std::atomic<std::uint64_t> entry{0};           // the node to start from, plus one, below its layers
     std::atomic<Step> step{1};                     // of the last `apply`; 0 is before all
     std::atomic<std::size_t> live{0}, removed{0};  // `removed`: still linked

@@ -13,29 +13,30 @@ void combine(const Word64* a, const Word64* b, std::size_t n, Word64* out, Of of
     for (std::size_t i = 0; i < n; ++i) out[i].store(of(a[i].load(RELAXED), b[i].load(RELAXED)), RELAXED);
 }
 
-std::size_t count_portable(const Word64* words, std::size_t n) {
+// Of the bits that are in both.
+std::size_t count_portable(const Word64* a, const Word64* b, std::size_t n) {
     std::size_t total = 0;
-    for (std::size_t i = 0; i < n; ++i) total += bits_in(words[i].load(RELAXED));
+    for (std::size_t i = 0; i < n; ++i) total += bits_in(a[i].load(RELAXED) & b[i].load(RELAXED));
     return total;
 }
 
 #ifdef UNIECS_X86
-__attribute__((target("popcnt"))) std::size_t count_popcnt(const Word64* words, std::size_t n) {
+__attribute__((target("popcnt"))) std::size_t count_popcnt(const Word64* a, const Word64* b, std::size_t n) {
     std::size_t total = 0;
     for (std::size_t i = 0; i < n; ++i)
-        total += static_cast<std::size_t>(__builtin_popcountll(words[i].load(RELAXED)));
+        total += static_cast<std::size_t>(__builtin_popcountll(a[i].load(RELAXED) & b[i].load(RELAXED)));
     return total;
 }
 
-std::size_t count_bits(const Word64* words, std::size_t n) {
+std::size_t count_bits(const Word64* a, const Word64* b, std::size_t n) {
     static const bool popcnt = [] {
         __builtin_cpu_init();
         return __builtin_cpu_supports("popcnt") != 0;
     }();
-    return popcnt ? count_popcnt(words, n) : count_portable(words, n);
+    return popcnt ? count_popcnt(a, b, n) : count_portable(a, b, n);
 }
 #else
-std::size_t count_bits(const Word64* words, std::size_t n) { return count_portable(words, n); }
+std::size_t count_bits(const Word64* a, const Word64* b, std::size_t n) { return count_portable(a, b, n); }
 #endif
 
 }  // namespace
@@ -63,7 +64,12 @@ bool RowSet::contains(Row row) const { return words()->contains(row); }
 
 std::size_t RowSet::count() const {
     const auto words = this->words();
-    return count_bits(words->begin(), words->size());
+    return count_bits(words->begin(), words->begin(), words->size());
+}
+
+std::size_t RowSet::count_shared(const RowSet& other) const {
+    const auto a = words(), b = other.words();
+    return count_bits(a->begin(), b->begin(), std::min(a->size(), b->size()));
 }
 
 std::vector<Row> RowSet::rows() const {

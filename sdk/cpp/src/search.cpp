@@ -16,10 +16,10 @@ constexpr std::size_t DEFAULT_EF = 128;
 constexpr std::size_t CALM = 2, LEAST_CALM = 20, LEAST_KEPT = 10;
 // The least squared distance that tells how far to go: codes do not tell nearer ones apart.
 constexpr float CLOSEST = 0.02f;
-// A filtered search around the query: nodes that pass, for each that is asked for (10 at least). More where
-// few pass, for then it leads far; where more pass it needs the breadth of a search without a filter.
-constexpr double NARROW = 1.1, NARROW_SPARSE = 3, NARROW_MOST = 4;
-constexpr double SPARSE_SHARE = 0.1;
+// A filtered search around the query: the least breadth, for each that is asked for (10 at least); and how
+// much more than what was measured where fewer pass, for then it leads far.
+constexpr double NARROW = 1.1;
+constexpr double SPARSE_SHARE = 0.1, SPARSE = 2.7, SPARSE_MOST = 3.6;
 // Beyond so many, breadths and costs grow by powers of the cube root.
 constexpr double LARGE = 100'000;
 // A filtered search elsewhere, through nodes that pass alone: the breadth, broader below the first share and
@@ -32,6 +32,8 @@ constexpr double ELSEWHERE = 0.35, SURE = 12;
 // What breadth costs in vectors compared in order: unfiltered and around the query, and elsewhere.
 constexpr std::size_t COMPARED_PER_EF = 24, WALKED_PER_EF = 90;
 constexpr double EXACT = 2000;  // so few are always compared: no walk is much faster
+// Where less of the rows are in a graph, a filter's own count tells too little.
+constexpr double MOST_GIVEN = 0.9;
 // Of what a walk by codes found, at least so many at a time are scored by their vectors.
 constexpr std::size_t LEAST_RESCORED = 10;
 // A search of all that match has so many on their way from memory.
@@ -113,6 +115,7 @@ bool Scratch::visit(Node node) {
 void Scratch::forget() {
     for (Node node : touched) visited[node / 64] = 0;
     touched.clear();
+    if (hidden != NO_NODE) visit(hidden);
 }
 
 Graph::Impl::Lent::Lent(const Impl& impl) : impl_(impl) {
@@ -199,7 +202,6 @@ Node Graph::Impl::descend(Scratch& s, std::uint64_t start, unsigned to_layer) co
 void Graph::Impl::search_layer(Scratch& s, Span<const Near> entries, std::size_t ef, unsigned layer,
                                Patience patience) const {
     s.forget();
-    if (s.hidden != NO_NODE) s.visit(s.hidden);
     s.beam.start(ef, patience);
     for (const Near& entry : entries) {
         s.visit(entry.node);
@@ -271,8 +273,18 @@ bool Graph::Impl::search_around(Scratch& s, Span<const Near> entries, std::size_
         compare_batch(s);
         for (std::size_t i = 0; i < s.batch.size(); ++i) meet({s.scores[i], s.batch[i]});
         s.batch.clear();
+        if (s.gives_way) give_way();
     }
     return !elsewhere();
+}
+
+// With a filter that lets the `strewn` through.
+void Graph::Impl::search_strewn(Scratch& s, std::uint64_t from, std::size_t ef, Patience patience,
+                                double share) const {
+    if (share == 1) return search_graph(s, from, ef, patience);
+    const std::vector<Near> entries = starts(s, from, 0);
+    search_around(s, {entries.data(), entries.size()}, ef, patience, share,
+                  [&](Node node) { return strewn(node, share); });
 }
 
 // Around the query first; if what passes lies elsewhere, only nodes that pass are compared, and those that do
@@ -434,9 +446,25 @@ void Graph::Impl::score_exactly(Scratch& s, Span<Near> those) const {
     for (std::size_t i = 0; i < n; ++i) those[i].score = s.scores[i];
 }
 
+void Graph::Impl::give(Row row, Node node) {
+    node_by_row.at(row)->store(node + 1, std::memory_order_release);
+    given.insert(row);
+    if (row > last_given) last_given = row;
+}
+
 Node Graph::Impl::node_of(Row row) const {
     const auto* place = node_by_row.find(row);
     return place ? place->load(std::memory_order_acquire) - 1 : NO_NODE;
+}
+
+// How many rows a search may find.
+std::size_t Graph::Impl::matching(const SearchOptions& options) const {
+    const std::size_t all = live.load();
+    if (!options.filter) return all;
+    // A filter may let through rows that are gone, or that this graph never had.
+    if (static_cast<double>(all) < MOST_GIVEN * static_cast<double>(last_given))
+        return std::min(all, options.filter->count_shared(given));
+    return std::min(all, options.matching != SIZE_MAX ? options.matching : options.filter->count());
 }
 
 // Of the live rows; at least something, so that it can be divided by.
@@ -450,25 +478,22 @@ Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t 
     Plan plan;
     plan.matching = matching;
     const double share = share_of(matching);
-    const auto unfiltered = static_cast<double>(limits.breadth);
+    const auto unfiltered = static_cast<double>(limits.breadths[0].any);
     const double large = std::max(1.0, std::cbrt(static_cast<double>(live.load()) / LARGE));
     if (options.ef) {
         plan.ef = plan.narrow_ef = plan.close_ef = std::max(options.ef, k);
     } else if (!options.filter) {
-        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, limits.breadth});
-        plan.close_ef = std::max({DEFAULT_EF, 2 * k, limits.close_breadth});
+        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, limits.breadths[0].any});
+        plan.close_ef = std::max({DEFAULT_EF, 2 * k, limits.breadths[0].close});
     } else {
-        const double more = std::sqrt(large), sparse = std::max(0.0, more * SPARSE_SHARE / share - 1);
-        const double found = std::min(more * NARROW_MOST, NARROW + NARROW_SPARSE * sparse);
-        const auto narrow = [&](double grown, double unfiltered) {
-            const double each = grown * found + share * (unfiltered / 10 - 1);
+        const double sparse = std::clamp(1 + SPARSE * (SPARSE_SHARE / share - 1), 1.0, SPARSE_MOST);
+        const auto narrow = [&](std::size_t Breadth::* of) {
+            const double each = std::max(NARROW, sparse * limits.breadth(share, of) / 10);
             return static_cast<std::size_t>(each * static_cast<double>(std::max<std::size_t>(k, 10)));
         };
-        plan.narrow_ef = narrow(large, unfiltered);
-        // Close by, a breadth grows with the catalogue only as far as few pass.
-        const double grown = 1 + (large - 1) * std::min(1.0, more * SPARSE_SHARE / share);
-        plan.close_ef = narrow(grown, static_cast<double>(limits.close_breadth));
-        const double thin = std::min(more * THIN_SHARE / share, 4.0),
+        plan.narrow_ef = narrow(&Breadth::any);
+        plan.close_ef = narrow(&Breadth::close);
+        const double thin = std::min(std::sqrt(large) * THIN_SHARE / share, 4.0),
                      dense = std::min(DENSE_SHARE / share, 1.0);
         const double wide = std::max(2 * unfiltered, large * large * WIDE_EF * std::max(thin, dense));
         plan.ef = std::max(static_cast<std::size_t>(wide), 2 * k);
@@ -484,7 +509,8 @@ Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t 
     return plan;
 }
 
-Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOptions& options) const {
+Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOptions& options,
+                         std::size_t matching) const {
     if (query.size() != config.dim)
         throw std::invalid_argument("the query has " + std::to_string(query.size()) +
                                     " components; expected " + std::to_string(config.dim));
@@ -494,9 +520,6 @@ Hits Graph::Impl::search(Span<const float> query, std::size_t k, const SearchOpt
     const Step now = step.load(std::memory_order_acquire);
     const auto filter = options.filter ? options.filter->words() : nullptr;
     const std::size_t all = live.load();
-    const std::size_t matching = !filter                        ? all
-                                 : options.matching != SIZE_MAX ? options.matching
-                                                                : options.filter->count();
     k = std::min(k, std::max<std::size_t>(all, 1));
     Hits hits;
     const WalkLimits& limits = *walk_limits.load();

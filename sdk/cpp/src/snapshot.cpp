@@ -21,8 +21,9 @@ namespace uniecs {
 namespace {
 
 constexpr char MAGIC[8] = {'U', 'E', 'C', 'S', 'H', 'N', 'S', 'W'};
-constexpr std::uint32_t VERSION = 3;
+constexpr std::uint32_t VERSION = 4;
 constexpr std::size_t LARGEST_MODEL_ID = 4096;
+constexpr std::uint32_t LARGEST_BREADTH = 10'000;
 constexpr float LARGEST = 1e6;  // of what unit vectors keep far below: so that no score is NaN
 
 static_assert(sizeof(Word) == 4, "links are read into place");
@@ -32,6 +33,13 @@ struct Fixed {  // after the magic, without padding
     std::uint64_t sequence, last_row, nodes, entry;
 };
 static_assert(sizeof(Fixed) == 56);
+
+struct Measured {  // next, without padding
+    std::uint64_t changed;
+    float close, slack;
+    std::uint32_t breadths[std::size(WalkLimits::SHARES)][2];
+};
+static_assert(sizeof(Measured) == 40);
 
 [[noreturn]] void cannot(const std::string& path, const char* what) {
     throw std::runtime_error(path + " cannot be " + what + ": " + std::strerror(errno));
@@ -154,6 +162,12 @@ void Graph::Impl::save(const std::string& path, const SnapshotInfo& info) const 
                       count,
                       entry.load()};
     file.write(&fixed, sizeof fixed);
+    Measured walks{changed, measured->close, measured->slack, {}};
+    for (std::size_t i = 0; i < measured->breadths.size(); ++i) {
+        walks.breadths[i][0] = static_cast<std::uint32_t>(measured->breadths[i].any);
+        walks.breadths[i][1] = static_cast<std::uint32_t>(measured->breadths[i].close);
+    }
+    file.write(&walks, sizeof walks);
     file.write(info.model_id.data(), info.model_id.size());
     const bool centred = config.storage != Storage::float32;
     if (centred) file.write(nodes.centre().data(), config.dim * sizeof(float));
@@ -210,6 +224,18 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
         file.damaged("it was made with another dim, M, ef_construction or storage");
     if (fixed.model_id_bytes > LARGEST_MODEL_ID || fixed.nodes >= NO_NODE)
         file.damaged("a length in it is too large");
+    Measured walks;
+    file.read(&walks, sizeof walks);
+    WalkLimits limits;
+    limits.close = walks.close, limits.slack = walks.slack;
+    // A damaged breadth could cost a search minutes.
+    bool possible = walks.close >= -1 && walks.close <= 4 && walks.slack >= 1;
+    for (std::size_t i = 0; i < limits.breadths.size(); ++i) {
+        limits.breadths[i] = {walks.breadths[i][0], walks.breadths[i][1]};
+        for (const std::uint32_t breadth : walks.breadths[i])
+            possible = possible && breadth >= 1 && breadth <= LARGEST_BREADTH;
+    }
+    if (!possible) file.damaged("it says of its walks what cannot be");
     SnapshotInfo found{std::string(fixed.model_id_bytes, ' '), fixed.sequence, fixed.last_row};
     file.read(found.model_id.data(), found.model_id.size());
     if (found.model_id != model_id)
@@ -262,7 +288,8 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
         }
         if (node_of(header.row) != NO_NODE)
             file.damaged("row " + std::to_string(header.row) + " is in it twice");
-        node_by_row.reach(header.row)->store(node + 1);
+        node_by_row.reach(header.row);
+        give(header.row, node);
         ++(header.removed.load() == NEVER ? live : removed);
     }
     if (const Node node = without_ring(); node != NO_NODE)
@@ -288,7 +315,9 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
                                   fixed.entry >> 32 != nodes.tower(start).layers)
         file.damaged("its entry is no node");
     entry.store(fixed.entry);
-    measure_walks(live, 1);
+    measured = std::make_unique<const WalkLimits>(limits);
+    walk_limits = measured.get();
+    changed = walks.changed;
     if (info) *info = found;
 }
 

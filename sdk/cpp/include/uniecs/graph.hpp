@@ -78,6 +78,7 @@ class RowSet {
     void insert(Row row);
     bool contains(Row row) const;
     std::size_t count() const;
+    std::size_t count_shared(const RowSet& other) const;  // rows that are in both
     std::vector<Row> rows() const;
     RowSet intersection(const RowSet& other) const;
     RowSet united(const RowSet& other) const;
