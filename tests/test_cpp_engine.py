@@ -220,6 +220,8 @@ def test_products_that_cannot_be_used_are_reported(cpp_sdk: Any, cpp_encoder: An
         ({"id": "b", "title": "\t"}, cpp.INPUT, "neither a title nor an image"),
         ({"id": "c", "image": b"none"}, cpp.IMAGE, ""),
         ({"id": "d", "title": "x", "image": tmp_path / "none.jpg"}, cpp.IMAGE, "none.jpg"),
+        ({"id": "d2", "title": "x", "image": tmp_path}, cpp.IMAGE, str(tmp_path)),
+        ({"id": "d3", "title": "x", "image": Path("/proc/self/mem")}, cpp.IMAGE, "/proc/self/mem"),
         ({"id": "e", "title": "x", "attributes": "[1]"}, cpp.INPUT, "not a JSON object"),
         ({"id": "f", "title": "x", "attributes": '{"a": 1e999}'}, cpp.INPUT, "beyond a double"),
         ({"id": "g", "title": "x", "attributes": '{"a": {"b": 1}}'}, cpp.INPUT, 'attribute "a" is an object'),

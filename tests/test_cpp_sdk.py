@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
+import resource
 import runpy
 import shutil
 import subprocess
@@ -168,3 +170,21 @@ def test_the_example_runs(cpp_sdk_build: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [line.split("  ")[1] for line in done.stdout.splitlines()] == ["red kurta", "blue bag"]
     assert subprocess.run([likeness], capture_output=True, check=False).returncode == 2
+
+
+def test_files_that_are_too_large(cpp_sdk_build: Path, tmp_path: Path) -> None:
+    """16 GB in 8 GB of memory: a film is refused by its first bytes, a photo for its size; neither is read."""
+    for name, start, message in (
+        ("film.mp4", b"\0\0\0\x20ftypisom", "film.mp4': it is not an image of a known kind"),
+        ("photo.jpg", b"\xff\xd8\xff", "photo.jpg': there is not enough memory"),
+    ):
+        (tmp_path / name).write_bytes(start)
+        os.truncate(tmp_path / name, 16 << 30)
+        command = [cpp_sdk_build / "likeness", packaged_bundle("mini"), tmp_path / name, "red"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (8 << 30, 8 << 30))
+            try:
+                _, told = process.communicate(timeout=20)
+            finally:
+                process.kill()
+        assert process.returncode == 1 and message in told, told

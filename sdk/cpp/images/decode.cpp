@@ -9,16 +9,33 @@ namespace {
 
 constexpr const char* KINDS = "JPEG, PNG, WebP, GIF or BMP";
 
-Decoded decode_any(Bytes file, const ImagePreprocessing* preprocessing) {
-    if (file.starts_with("\xff\xd8\xff")) return decode_jpeg(file, preprocessing);
-    if (file.starts_with("\x89PNG\r\n\x1a\n")) return decode_png(file);
-    if (file.starts_with("RIFF") && file.part(8, 4).text() == "WEBP") return decode_webp(file);
-    if (file.starts_with("GIF87a") || file.starts_with("GIF89a")) return decode_gif(file);
-    if (file.starts_with("BM")) return decode_bmp(file);
+enum class Kind { jpeg, png, webp, gif, bmp };
+
+Kind kind_of(Bytes file) {
+    if (file.starts_with("\xff\xd8\xff")) return Kind::jpeg;
+    if (file.starts_with("\x89PNG\r\n\x1a\n")) return Kind::png;
+    if (file.starts_with("RIFF") && file.part(8, 4).text() == "WEBP") return Kind::webp;
+    if (file.starts_with("GIF87a") || file.starts_with("GIF89a")) return Kind::gif;
+    if (file.starts_with("BM")) return Kind::bmp;
     std::string name = "it is not an image of a known kind";
     if (file.starts_with({"II\x2a\0", 4}) || file.starts_with({"MM\0\x2a", 4})) name = "it is a TIFF file";
     if (file.part(4, 8).text() == "ftypavif") name = "it is an AVIF file";
     throw ImageError(name + "; expected " + KINDS);
+}
+
+Decoded decode_any(Bytes file, const ImagePreprocessing* preprocessing) {
+    switch (kind_of(file)) {
+        case Kind::jpeg:
+            return decode_jpeg(file, preprocessing);
+        case Kind::png:
+            return decode_png(file);
+        case Kind::webp:
+            return decode_webp(file);
+        case Kind::gif:
+            return decode_gif(file);
+        default:
+            return decode_bmp(file);
+    }
 }
 
 // The picture turned as it is to be shown: each output pixel (x, y) is the input pixel at
@@ -55,6 +72,8 @@ Size checked_size(std::uint64_t width, std::uint64_t height) {
         throw ImageError("it has " + named + "; at most " + std::to_string(MOST) + " are accepted");
     return {static_cast<int>(width), static_cast<int>(height)};
 }
+
+void check_image_kind(Span<const std::uint8_t> start) { kind_of({start.data(), start.size()}); }
 
 Picture decode_image(Span<const std::uint8_t> file, const ImagePreprocessing* preprocessing) {
     const std::string name = "image of " + std::to_string(file.size()) + " bytes cannot be decoded: ";

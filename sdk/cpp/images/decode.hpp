@@ -2,6 +2,7 @@
 // pixels, and an error where Python gives one. It needs libjpeg-turbo, zlib and libwebp.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -15,6 +16,10 @@ constexpr std::int64_t MAX_IMAGE_PIXELS = 500'000;
 #else
 constexpr std::int64_t MAX_IMAGE_PIXELS = 64'000'000;
 #endif
+
+// Throws ImageError unless a file that starts so is of a kind that decode_image takes.
+constexpr std::size_t IMAGE_KIND_BYTES = 12;
+void check_image_kind(Span<const std::uint8_t> start);
 
 // A JPEG, PNG, WebP, GIF or BMP file to 8-bit RGB: EXIF orientation applied, alpha laid on white, the first
 // frame of an animation. With `preprocessing`, a JPEG far larger than that needs at 1/2, 1/4 or 1/8 of its

@@ -1,9 +1,10 @@
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <limits>
 #include <map>
+#include <new>
 
 #include "../images/decode.hpp"
 #include "../src/tokenizer.hpp"
@@ -21,22 +22,42 @@ constexpr std::size_t TEXT_STEP = 4;
 // What stands where the attention mask is 0: no graph reads it.
 constexpr std::int64_t PAD = 0;
 
-// The bytes of an image.
+Span<const std::uint8_t> bytes_of(std::string_view data) {
+    return {reinterpret_cast<const std::uint8_t*>(data.data()), data.size()};
+}
+
+// The bytes of an image file; of a file of another kind only the first are read.
 std::string read_file(const std::string& path) {
+    const ImageError unreadable("it does not exist or cannot be read; expected an image file");
+    std::error_code failed;
+    const std::uintmax_t size = std::filesystem::file_size(path, failed);
+    if (failed) throw unreadable;  // a folder or a pipe as well
     std::ifstream file(path, std::ios::binary);
-    std::string data{std::istreambuf_iterator<char>(file), {}};
-    if (!file)
-        throw ImageError("image '" + path + "' does not exist or cannot be read; expected an image file");
+    std::string data;
+    const auto read_up_to = [&](std::size_t end) {
+        const std::size_t start = data.size();
+        data.resize(end);
+        if (!file.read(data.data() + start, static_cast<std::streamsize>(end - start))) throw unreadable;
+    };
+    read_up_to(std::min<std::uintmax_t>(size, IMAGE_KIND_BYTES));
+    check_image_kind(bytes_of(data));
+    read_up_to(size);
     return data;
 }
 
 // float32 (3, height_px, width_px) of an image into `out`.
 void read_pixel_values(const Image& image, const ImagePreprocessing& preprocessing, float* out) {
-    const std::string kept = image.path().empty() ? std::string() : read_file(image.path());
-    const std::string_view data = image.path().empty() ? image.data() : std::string_view(kept);
-    const std::vector<float> pixels =
-        image_pixel_values({reinterpret_cast<const std::uint8_t*>(data.data()), data.size()}, preprocessing);
-    std::copy(pixels.begin(), pixels.end(), out);
+    const std::string name = image.path().empty() ? "" : "image '" + image.path() + "': ";
+    try {
+        const std::string kept = name.empty() ? "" : read_file(image.path());
+        const std::vector<float> pixels =
+            image_pixel_values(bytes_of(name.empty() ? image.data() : kept), preprocessing);
+        std::copy(pixels.begin(), pixels.end(), out);
+    } catch (const ImageError& error) {
+        throw ImageError(name + error.what());
+    } catch (const std::bad_alloc&) {
+        throw ImageError(name + "there is not enough memory");
+    }
 }
 
 struct Prepared {
@@ -118,7 +139,7 @@ class Encoder::Impl {
                 prepared.ids.assign(ids.begin(), ids.end());
             }
             groups[{item.text.has_value(), item.image.has_value()}].push_back(std::move(prepared));
-        } catch (const Error&) {
+        } catch (const std::exception&) {
             error = std::current_exception();
         }
     }
@@ -136,7 +157,7 @@ class Encoder::Impl {
                 pixels.resize((items.size() + 1) * plane);
                 try {
                     read_pixel_values(*each.image, p, pixels.data() + items.size() * plane);
-                } catch (const Error&) {
+                } catch (const std::exception&) {
                     errors[each.position] = std::current_exception();
                     continue;
                 }
@@ -198,7 +219,7 @@ namespace {
         throw TextError(item + found.what());
     } catch (const InputError& found) {
         throw InputError(item + found.what());
-    } catch (const Error& found) {
+    } catch (const std::exception& found) {
         throw Error(item + found.what());
     }
 }

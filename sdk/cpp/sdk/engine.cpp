@@ -192,7 +192,7 @@ class SearchEngine::Impl {
                 prepared[i].record = record_of(chunk[i]);
                 check_known(chunk[i].id, known, held.count(chunk[i].id) > 0);
                 plans[i] = plan(chunk[i], prepared[i].record, items);
-            } catch (const Error&) {
+            } catch (const std::exception&) {
                 errors[i] = std::current_exception();
             }
         }
