@@ -240,6 +240,20 @@ def tiny_encoder(tiny_bundle: Path) -> Any:
     return uniecs.load(tiny_bundle, threads=1)
 
 
+@pytest.fixture(scope="session")
+def comma_locale(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a locale that writes one and a half as 1,5."""
+    localedef = shutil.which("localedef")
+    if localedef is None:
+        pytest.skip("localedef is not installed (Debian: libc-bin)")
+    folder = tmp_path_factory.mktemp("locale")
+    (folder / "source").write_text('LC_NUMERIC\ndecimal_point ","\nthousands_sep ""\ngrouping -1\nEND LC_NUMERIC\n')
+    command = [localedef, "-c", "-i", folder / "source", folder / "xx_XX"]  # -c: though that is not all of a locale
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (folder / "xx_XX" / "LC_NUMERIC").exists(), done.stderr
+    return {"LOCPATH": str(folder), "LC_ALL": "xx_XX"}
+
+
 @pytest.fixture
 def tmpfs() -> Iterator[Path]:
     """A file system of 8 MB."""

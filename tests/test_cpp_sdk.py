@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
+import locale
 import os
 import resource
 import runpy
@@ -19,7 +21,7 @@ import pytest
 from PIL import Image
 
 import uniecs
-from uniecs.bundle import open_bundle, packaged_bundle
+from uniecs.bundle import open_bundle, packaged_bundle, write_manifest
 
 OK, INPUT, IMAGE, TEXT, BUNDLE, BACKEND = 0, 1, 2, 3, 5, 8
 Pair = tuple[str | None, bytes | None]
@@ -160,6 +162,41 @@ def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path
         data[len(data) // 2] ^= 1
         (copy / name).write_bytes(data[: len(data) // 2] if name == "manifest.json" else data)
         assert refused(copy) == BUNDLE
+
+
+def test_numbers_of_a_manifest_are_written_as_python_writes_them(sdk: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    """They are part of what a model_id is made of."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "a")
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    powers = [sign * float(f"{digits}e{power}") for power in range(-7, 19) for sign, digits in ((1, 1), (-1, 1.25))]
+    for first in range(0, len(powers), 6):
+        mean, std = powers[first : first + 3], [abs(each) for each in powers[-3 - first :][:3]]
+        manifest["preprocessing"] |= {"mean": mean, "std": std}
+        manifest["model"]["preprocessing"] |= {"mean": mean, "std": std}
+        write_manifest(folder, manifest)
+        sdk.c.uniecs_encoder_free(sdk.load(folder))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest["preprocessing"]["std"][0] *= 2
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(sdk.Failed, match="altered"):
+        sdk.load(folder)
+
+
+def test_a_locale_with_commas(sdk: Any, tiny_bundle: Path, comma_locale: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = sdk.load(tiny_bundle)
+    expected = sdk.encode(encoder, pairs()[:4])[1]
+    sdk.c.uniecs_encoder_free(encoder)
+    before = locale.setlocale(locale.LC_ALL)
+    monkeypatch.setenv("LOCPATH", comma_locale["LOCPATH"])
+    locale.setlocale(locale.LC_ALL, comma_locale["LC_ALL"])
+    try:
+        assert locale.localeconv()["decimal_point"] == ","
+        encoder = sdk.load(tiny_bundle)
+        status, found = sdk.encode(encoder, pairs()[:4])
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+    assert status == OK and (found == expected).all()
+    sdk.c.uniecs_encoder_free(encoder)
 
 
 def test_the_example_runs(cpp_sdk_build: Path, tmp_path: Path) -> None:

@@ -251,6 +251,12 @@ def test_sanitizers_find_nothing(sanitized_build: Callable[[str], Path]) -> None
     assert ids(folder, fuzz.MINI, 64, texts) == expected
 
 
+def test_json_in_a_locale_with_commas(sanitized_build: Callable[[str], Path], comma_locale: dict[str, str]) -> None:
+    program = sanitized_build("address,undefined") / "json_test"
+    done = subprocess.run([program], capture_output=True, text=True, check=False, env=os.environ | comma_locale)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
 # Right and wrong: a capital stays, an accent stays in its letter, a mark is kept, a mark stays where it stands.
 DAMAGE = (
     ("{65,90,1,32}", "{65,89,1,32}"),

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdio>
-#include <cstdlib>
+#include <charconv>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -55,15 +55,15 @@ std::string read(const fs::path& path) {
     return data;
 }
 
-// As Python's repr: the shortest digits that give the number back.
+// As Python's repr: the shortest digits that give the number back, with an exponent below 1e-4 and from 1e16.
 std::string number(double value) {
+    const double size = std::abs(value);
+    const bool plain = size == 0 || (1e-4 <= size && size < 1e16);
     char text[32];
-    for (int digits = 1; digits <= 17; ++digits) {
-        std::snprintf(text, sizeof text, "%.*g", digits, value);
-        if (std::strtod(text, nullptr) == value) break;
-    }
-    std::string found = text;
-    return found.find_first_of(".e") == std::string::npos ? found + ".0" : found;
+    const auto written = std::to_chars(text, text + sizeof text, value,
+                                       plain ? std::chars_format::fixed : std::chars_format::scientific);
+    std::string found(text, written.ptr);
+    return plain && found.find('.') == std::string::npos ? found + ".0" : found;
 }
 
 std::string array(const double* values) {

@@ -3,13 +3,24 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdlib>
+#include <limits>
+#include <locale>
 #include <numeric>
+#include <sstream>
 
 #include "utf8.hpp"
 
 namespace uniecs::json {
 namespace {
+
+// Python's reading of a number too far from 0 for a double, or too near to it: an infinity, or 0.
+double beyond_a_double(const std::string& text) {
+    std::istringstream in(text);
+    in.imbue(std::locale::classic());
+    double found = 0;
+    in >> found;  // the largest double of its sign, or 0
+    return std::abs(found) < 1 ? found : std::copysign(std::numeric_limits<double>::infinity(), found);
+}
 
 class Parser {
   public:
@@ -223,7 +234,7 @@ class Parser {
         double real;
         // from_chars knows no locale. Numbers too near to 0 are refused as those too far from it are.
         if (std::from_chars(start, at_, real).ec != std::errc()) {
-            if (python_) return Value(std::strtod(std::string(start, at_).c_str(), nullptr));
+            if (python_) return Value(beyond_a_double(std::string(start, at_)));
             at_ = start;
             fail("a number beyond a double");
         }
