@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import runpy
 import shutil
 import signal
@@ -117,22 +118,28 @@ def stops_gracefully(service: subprocess.Popen[str], url: str, picture: Path) ->
 
 C_PROGRAM = r"""
 #include <stdio.h>
+#include <stdlib.h>
 #include <uniecs/uniecs.h>
+
+static uniecs_engine* engine = NULL;
+
+static void at_exit(void) { uniecs_engine_free(engine); }
 
 int main(int argc, char** argv) {
     uniecs_encoder* encoder = NULL;
-    uniecs_engine* engine = NULL;
     uniecs_hits* hits = NULL;
     uniecs_item item = {.text = "red dress"};
+    uniecs_product product = {.id = "new", .title = "grey watch"};
+    atexit(at_exit);
     if (argc < 3 || uniecs_encoder_load(argv[2], NULL, "fp32", 1, &encoder) != UNIECS_OK ||
         uniecs_engine_open(argv[1], encoder, NULL, &engine) != UNIECS_OK ||
-        uniecs_engine_search(engine, &item, 3, NULL, "{\"price\": {\"$between\": [null, 50]}}", &hits) != UNIECS_OK) {
+        uniecs_engine_search(engine, &item, 3, NULL, "{\"price\": {\"$between\": [null, 50]}}", &hits) != UNIECS_OK ||
+        uniecs_engine_add(engine, &product, 1, NULL) != UNIECS_OK) {
         fprintf(stderr, "%s\n", uniecs_error_message());
         return 1;
     }
     for (size_t i = 0; i < uniecs_hits_count(hits, 0); i++) puts(uniecs_hits_at(hits, 0, i)->id);
     uniecs_hits_free(hits);
-    uniecs_engine_free(engine);
     uniecs_encoder_free(encoder);
     return 0;
 }
@@ -168,7 +175,9 @@ def test_it_is_installed_and_found(cpp_sdk_build: Path, tiny_bundle: Path, tiny_
     where = '{"price": {"$between": [null, 50]}}'
     for program, rest in (("in_c", []), ("in_cpp", ["red dress", "", where])):
         command = [build / program, tmp_path / "a.uniecs", tiny_bundle, *rest]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = os.environ | {"MALLOC_PERTURB_": "165"}  # what is freed does not stay as it was
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert [line if program == "in_c" else line.split("  ")[1] for line in lines][:3] == expected
+    assert (tmp_path / "a.uniecs" / "writer.lock").read_text() == ""  # given back by an engine freed at exit

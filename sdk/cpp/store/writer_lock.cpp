@@ -16,14 +16,14 @@ namespace uniecs::store {
 namespace {
 
 // A forked process shares the open file, and with it the lock: it would keep it after its parent's death. So
-// children close the files of all locks, which stand here.
+// children close the files of all locks, which stand here. Never destroyed: an engine may be a global one.
 std::mutex& guard() {
-    static std::mutex mutex;
+    static auto& mutex = *new std::mutex;
     return mutex;
 }
 
 std::set<int>& open_files() {
-    static std::set<int> files;
+    static auto& files = *new std::set<int>;
     return files;
 }
 
