@@ -199,6 +199,18 @@ def test_a_locale_with_commas(sdk: Any, tiny_bundle: Path, comma_locale: Any, mo
     sdk.c.uniecs_encoder_free(encoder)
 
 
+def test_what_was_verified_is_what_runs(sdk: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    """A bundle that is exchanged after it was loaded, before its graphs have run."""
+    encoder, folder = sdk.load(tiny_bundle), shutil.copytree(tiny_bundle, tmp_path / "a")
+    expected = sdk.encode(encoder, pairs())[1]
+    sdk.c.uniecs_encoder_free(encoder)
+    encoder = sdk.load(folder)
+    shutil.rmtree(folder)
+    status, found = sdk.encode(encoder, pairs())
+    assert status == OK and (found == expected).all(), sdk.message()
+    sdk.c.uniecs_encoder_free(encoder)
+
+
 def test_the_example_runs(cpp_sdk_build: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(photo(0, (300, 400), "JPEG"))
     likeness = str(cpp_sdk_build / "likeness")

@@ -36,15 +36,15 @@ std::string made_folder() {
     return folder;
 }
 
-void check(const uniecs::Bundle& bundle, const std::string& folder) {
+void check(const uniecs::Bundle& bundle) {
     const auto& [height, width, mean, std] = bundle.preprocessing;
     require(height > 0 && width > 0 && height <= 65536 && width <= 65536 && bundle.max_tokens > 0 &&
-            bundle.graphs.embed_dim > 0);
+            bundle.embed_dim > 0);
     for (std::size_t i = 0; i < 3; ++i)
         require(std::isfinite(mean[i]) && std::isfinite(std[i]) && std[i] > 0);
-    for (const std::string* path :
-         {&bundle.graphs.image_encoder, &bundle.graphs.text_encoder, &bundle.graphs.fusion})
-        require(std::filesystem::canonical(*path).parent_path() == folder);
+    for (const std::string& graph :
+         {bundle.graphs.image_encoder, bundle.graphs.text_encoder, bundle.graphs.fusion})
+        require(graph != "outside");
 }
 
 }  // namespace
@@ -53,7 +53,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     static const std::string folder = made_folder();
     write(folder + "/manifest.json", data, size);
     try {
-        check(uniecs::open_bundle(folder), folder);
+        check(uniecs::open_bundle(folder));
     } catch (const uniecs::BundleError&) {
     }
     return 0;

@@ -28,18 +28,16 @@ class Backend {
     virtual void embed(const Batch& batch, float* out) = 0;
 };
 
-// The paths of a bundle's graphs, the width of what they give, the tokens of an image (0: not
-// told), and for int8 how.
+// The three graphs of a bundle as ONNX files, and for int8 how.
 struct Graphs {
     std::string image_encoder, text_encoder, fusion;
-    std::size_t embed_dim = 0;
-    std::size_t image_tokens = 0;
     Int8Recipe int8;
 };
 
-// OpenVINO on the CPU. `precision` is "fp32", "bf16" or "int8"; `threads` 0 leaves their number to OpenVINO.
-// Throws BackendError for what this CPU lacks and for graphs that cannot be compiled.
-std::unique_ptr<Backend> openvino_backend(const Graphs& graphs, const std::string& precision,
+// OpenVINO on the CPU, which compiles a graph on its first use. `precision` is "fp32", "bf16" or "int8";
+// `threads` 0 leaves their number to OpenVINO. Throws BackendError for what this CPU lacks and for graphs
+// that cannot be compiled.
+std::unique_ptr<Backend> openvino_backend(Graphs graphs, std::size_t embed_dim, const std::string& precision,
                                           unsigned threads);
 
 struct Bundle;

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <set>
 
 #include "../src/json.hpp"
@@ -49,9 +50,11 @@ std::string read(const fs::path& path) {
     std::error_code failed;
     if (fs::symlink_status(path, failed).type() != fs::file_type::regular)
         throw BundleError(path.filename().string() + " is missing, or a link or no regular file");
+    const std::uintmax_t bytes = fs::file_size(path, failed);
     std::ifstream file(path, std::ios::binary);
-    std::string data{std::istreambuf_iterator<char>(file), {}};
-    if (!file) throw BundleError(path.string() + " cannot be read");
+    std::string data(failed ? 0 : bytes, '\0');
+    if (failed || !file.read(data.data(), static_cast<std::streamsize>(bytes)))
+        throw BundleError(path.string() + " cannot be read");
     return data;
 }
 
@@ -101,22 +104,22 @@ class Reader {
         three(p.at("std").array(), bundle.preprocessing.std);
         for (const double each : bundle.preprocessing.std)
             if (each <= 0) throw BundleError("std has " + number(each) + "; expected positive numbers");
-        bundle.graphs.embed_dim = static_cast<std::size_t>(side(manifest_, "embed_dim"));
+        bundle.embed_dim = static_cast<std::size_t>(side(manifest_, "embed_dim"));
         std::set<std::string> parts{TOKENIZER};
-        std::string* paths[] = {&bundle.graphs.image_encoder, &bundle.graphs.text_encoder,
-                                &bundle.graphs.fusion};
+        std::string* graphs[] = {&bundle.graphs.image_encoder, &bundle.graphs.text_encoder,
+                                 &bundle.graphs.fusion};
         for (std::size_t i = 0; i < 3; ++i) {
             const std::string name =
                 plain(manifest_.at("graphs").object().at(GRAPHS[i]).object().at("file").string());
-            parts.insert(name);
-            *paths[i] = (folder_ / name).string();
+            if (!parts.insert(name).second) throw BundleError("it uses " + name + " for two things");
+            kept_[name] = graphs[i];
         }
-        bundle.graphs.image_tokens = image_tokens();
+        kept_[TOKENIZER] = &bundle.tokenizer_json;
+        bundle.image_tokens = image_tokens();
         if (const json::Value* variants = manifest_.find("variants"))
             if (const json::Value* int8 = variants->object().find("int8"))
                 int8_file_ = plain(int8->object().at("file").string());
         check_files(parts);
-        bundle.tokenizer_json = std::move(tokenizer_json_);
         bundle.int8_json = std::move(int8_json_);
         bundle.model_id = manifest_.at("model_id").string();
         const std::string expected = model_id(parts, bundle);
@@ -180,7 +183,7 @@ class Reader {
             if (parts.count(name) && name != TOKENIZER && data.find(EXTERNAL_DATA) != std::string::npos)
                 throw BundleError(name + " keeps weights in another file; export it with the weights inside");
             if (name == int8_file_) int8_json_ = data;
-            if (name == TOKENIZER) tokenizer_json_ = std::move(data);
+            if (const auto kept = kept_.find(name); kept != kept_.end()) *kept->second = std::move(data);
         }
     }
 
@@ -200,7 +203,8 @@ class Reader {
     }
 
     fs::path folder_;
-    std::string text_, tokenizer_json_, int8_file_, int8_json_;
+    std::string text_, int8_file_, int8_json_;
+    std::map<std::string, std::string*> kept_;  // where the bytes of a file go
     json::Value value_;
     const json::Object& manifest_;
 };

@@ -14,7 +14,9 @@ struct Bundle {
     ImagePreprocessing preprocessing;
     std::string int8_json;  // of its int8 variant; empty: it has none
     std::size_t max_tokens = 0;
-    Graphs graphs;
+    std::size_t embed_dim = 0;     // the width of what its graphs give
+    std::size_t image_tokens = 0;  // 0: the manifest does not tell
+    Graphs graphs;                 // the bytes that were verified
 };
 
 // Throws BundleError for a folder that is missing, cut off, altered or of a newer format.

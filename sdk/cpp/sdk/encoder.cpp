@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <new>
+#include <utility>
 
 #include "../images/decode.hpp"
 #include "../src/tokenizer.hpp"
@@ -66,19 +67,20 @@ struct Prepared {
     const Image* image;             // nullptr: none
 };
 
-Graphs graphs(const Bundle& bundle, const std::string& precision) {
-    Graphs found = bundle.graphs;
-    if (precision != "int8") return found;
+Int8Recipe int8_recipe(const Bundle& bundle) {
     if (bundle.int8_json.empty())
         throw BackendError("bundle " + bundle.model_id +
                            " has no int8 variant: make one with `uniecs quantize`, or use bf16 or fp32");
-    found.int8 = parse_int8_recipe(bundle.int8_json, bundle.model_id);
-    return found;
+    return parse_int8_recipe(bundle.int8_json, bundle.model_id);
 }
 
-std::unique_ptr<Backend> make_backend(const Bundle& bundle, const EncoderOptions& options) {
-    if (options.backend == "openvino")
-        return openvino_backend(graphs(bundle, options.precision), options.precision, options.threads);
+// It takes the graphs out of the bundle.
+std::unique_ptr<Backend> make_backend(Bundle& bundle, const EncoderOptions& options) {
+    Graphs graphs = std::exchange(bundle.graphs, {});
+    if (options.backend == "openvino") {
+        if (options.precision == "int8") graphs.int8 = int8_recipe(bundle);
+        return openvino_backend(std::move(graphs), bundle.embed_dim, options.precision, options.threads);
+    }
     if (options.backend != "tensorrt")
         throw BackendError("backend is '" + options.backend + "'; expected openvino or tensorrt");
     if (options.precision != "fp16")
@@ -119,9 +121,9 @@ class Encoder::Impl {
         return out;
     }
 
-    std::size_t dim() const { return bundle.graphs.embed_dim; }
+    std::size_t dim() const { return bundle.embed_dim; }
 
-    const Bundle bundle;
+    Bundle bundle;
     const Tokenizer tokenizer;
     const std::unique_ptr<Backend> backend;
 

@@ -21,16 +21,20 @@ constexpr std::size_t MAX_REQUESTS = 4;
 // Kernels kept for each graph, about four for each shape of input; OpenVINO's 5000 take gigabytes.
 constexpr const char* MAX_PREPARED = "256";
 
-// One graph: compiled on first use, run by as many threads at once as there may be requests; more wait.
+// One graph, an ONNX file: compiled on first use, run by as many threads at once as there may be requests;
+// more wait.
 class CompiledGraph {
   public:
-    CompiledGraph(ov::Core& core, std::string path, ov::AnyMap config, bool padded,
+    CompiledGraph(ov::Core& core, std::string data, ov::AnyMap config, bool padded,
                   std::vector<QuantizedInput> int8)
         : core_(core),
-          path_(std::move(path)),
+          data_(std::move(data)),
           config_(std::move(config)),
           padded_(padded),
           int8_(std::move(int8)) {}
+
+    // As it is in the file, before its first run.
+    std::shared_ptr<ov::Model> model() const { return core_.read_model(data_, ov::Tensor()); }
 
     // Calls use(request) with a request of its own.
     template <typename Use>
@@ -57,10 +61,11 @@ class CompiledGraph {
     std::unique_ptr<ov::InferRequest> take() {
         std::unique_lock<std::mutex> lock(mutex_);
         if (!compiled_) {
-            const std::shared_ptr<ov::Model> model = core_.read_model(path_);
-            if (padded_) pad_tokens(model);
-            quantize(model, int8_);
-            compiled_ = core_.compile_model(model, "CPU", config_);
+            const std::shared_ptr<ov::Model> read = model();
+            if (padded_) pad_tokens(read);
+            quantize(read, int8_);
+            compiled_ = core_.compile_model(read, "CPU", config_);
+            std::string().swap(data_);  // an assignment would keep its memory
             idle_.reserve(MAX_REQUESTS);
         }
         if (idle_.empty() && made_ < MAX_REQUESTS) {
@@ -75,7 +80,7 @@ class CompiledGraph {
     }
 
     ov::Core& core_;
-    std::string path_;
+    std::string data_;
     ov::AnyMap config_;
     bool padded_;
     std::vector<QuantizedInput> int8_;
@@ -118,14 +123,15 @@ ov::Tensor view(const T* data, const ov::Shape& shape) {
 
 class OpenVinoBackend : public Backend {
   public:
-    OpenVinoBackend(const Graphs& graphs, const std::string& precision, unsigned threads)
-        : embed_dim_(graphs.embed_dim),
+    OpenVinoBackend(Graphs graphs, std::size_t embed_dim, const std::string& precision, unsigned threads)
+        : embed_dim_(embed_dim),
           config_(configuration(core_, precision, threads)),
           padded_(precision != "fp32"),
-          image_encoder_(core_, graphs.image_encoder, config_, padded_, int8(graphs, "image_encoder")),
-          text_encoder_(core_, graphs.text_encoder, config_, padded_, int8(graphs, "text_encoder")),
-          fusion_(core_, graphs.fusion, config_, padded_, int8(graphs, "fusion")),
-          fusion_path_(graphs.fusion) {}
+          image_encoder_(core_, std::move(graphs.image_encoder), config_, padded_,
+                         int8(graphs, "image_encoder")),
+          text_encoder_(core_, std::move(graphs.text_encoder), config_, padded_,
+                        int8(graphs, "text_encoder")),
+          fusion_(core_, std::move(graphs.fusion), config_, padded_, int8(graphs, "fusion")) {}
 
     void embed(const Batch& batch, float* out) override {
         try {
@@ -162,8 +168,7 @@ class OpenVinoBackend : public Backend {
     // Few tokens, by the core, item by item; false if there are many, or the fusion is of another kind.
     bool fuse_items(const Batch& batch, const std::vector<float>& images, std::vector<float>& texts,
                     float* out) {
-        std::call_once(item_fusion_read_,
-                       [&] { item_fusion_ = item_fusion(core_.read_model(fusion_path_)); });
+        std::call_once(item_fusion_read_, [&] { item_fusion_ = item_fusion(fusion_.model()); });
         const std::size_t length = batch.input_ids ? batch.tokens : 0,
                           image_count = images.size() / embed_dim_ / batch.size;
         if (!item_fusion_ || item_fusion_->embed_dim() != embed_dim_ ||
@@ -234,17 +239,16 @@ class OpenVinoBackend : public Backend {
     ov::AnyMap config_;
     bool padded_;  // products in fp32 don't mind their number of rows
     CompiledGraph image_encoder_, text_encoder_, fusion_;
-    std::string fusion_path_;
     std::once_flag item_fusion_read_;
     std::optional<ItemFusion> item_fusion_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> openvino_backend(const Graphs& graphs, const std::string& precision,
+std::unique_ptr<Backend> openvino_backend(Graphs graphs, std::size_t embed_dim, const std::string& precision,
                                           unsigned threads) {
     try {
-        return std::make_unique<OpenVinoBackend>(graphs, precision, threads);
+        return std::make_unique<OpenVinoBackend>(std::move(graphs), embed_dim, precision, threads);
     } catch (const Error&) {
         throw;
     } catch (const std::exception& error) {

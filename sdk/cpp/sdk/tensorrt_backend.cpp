@@ -81,12 +81,12 @@ class TensorRtBackend : public Backend {
           engines_{nullptr,
                    nullptr,
                    nullptr,
-                   Profile(bundle.max_tokens, bundle.graphs.image_tokens),
-                   bundle.graphs.embed_dim,
+                   Profile(bundle.max_tokens, bundle.image_tokens),
+                   bundle.embed_dim,
                    static_cast<std::size_t>(bundle.preprocessing.height_px),
                    static_cast<std::size_t>(bundle.preprocessing.width_px)} {
         if (!runtime_) throw BackendError("TensorRT cannot start" + logger_.last());
-        if (bundle.graphs.image_tokens == 0)
+        if (bundle.image_tokens == 0)
             throw BundleError("bundle " + bundle.model_id + " does not give the shape of image_tokens");
         const FirstGpu first;
         const Machine machine = this_machine();

@@ -41,7 +41,7 @@ bool next(Request& request, const uniecs::Bundle& bundle) {
         read(request.pixels, batch.size * 3 * batch.height * batch.width);
         batch.pixel_values = request.pixels.data();
     }
-    request.out.resize(batch.size * bundle.graphs.embed_dim);
+    request.out.resize(batch.size * bundle.embed_dim);
     return true;
 }
 
