@@ -138,6 +138,25 @@ def test_folders_go_both_ways(cpp_sdk: Any, cpp_encoder: Any, tiny_encoder: Any,
     engine.close()
 
 
+def test_a_process_may_go_to_another_folder(
+    cpp_sdk: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths are those of the folder that it was in at the time, also in what the index says of its bundle."""
+    monkeypatch.chdir(tiny_bundle.parent)
+    encoder = cpp_sdk.load(Path(tiny_bundle.name))
+    monkeypatch.chdir(tmp_path)
+    for place, call in enumerate((cpp_sdk.create, cpp_sdk.open)):
+        engine = call(Path("a.uniecs"), encoder)
+        monkeypatch.chdir("/")
+        assert engine.put("add", cpp.shop(6)[3 * place :][:3]) == (3, [])
+        engine.save()
+        engine.free()
+        monkeypatch.chdir(tmp_path)
+    cpp_sdk.c.uniecs_encoder_free(encoder)
+    with SearchEngine.open("a.uniecs") as engine:
+        assert len(engine) == 6 and len(engine.search("red dress")) == 6
+
+
 def compare(fast: Any, engine: SearchEngine) -> None:
     for place, where in enumerate([None, *WHERES]):
         for text, view in itertools.product(("red dress", "black leather bag 42"), VIEWS):

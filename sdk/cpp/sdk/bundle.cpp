@@ -10,6 +10,7 @@
 #include <map>
 #include <set>
 
+#include "../src/absolute_path.hpp"
 #include "../src/json.hpp"
 #include "../src/sha256.hpp"
 #include "uniecs/errors.hpp"
@@ -91,7 +92,7 @@ class Reader {
                               std::to_string(FORMAT_VERSION) + ": upgrade uniecs");
         if (version < 1) throw BundleError("format_version is " + std::to_string(version));
         Bundle bundle;
-        bundle.folder = folder_.string();
+        bundle.folder = absolute_path(folder_.string());
         const json::Object& p = manifest_.at("preprocessing").object();
         for (const auto& [name, value] : p)
             if (std::find(std::begin(PREPROCESSING), std::end(PREPROCESSING), name) ==

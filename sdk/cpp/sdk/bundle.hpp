@@ -10,7 +10,8 @@
 namespace uniecs {
 
 struct Bundle {
-    std::string folder, model_id, tokenizer_json;
+    std::string folder;  // an absolute path
+    std::string model_id, tokenizer_json;
     ImagePreprocessing preprocessing;
     std::string int8_json;  // of its int8 variant; empty: it has none
     std::size_t max_tokens = 0;

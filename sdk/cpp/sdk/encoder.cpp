@@ -97,7 +97,8 @@ std::unique_ptr<Backend> make_backend(Bundle& bundle, const EncoderOptions& opti
 class Encoder::Impl {
   public:
     Impl(const std::string& folder, const EncoderOptions& options)
-        : bundle(open_bundle(folder)),
+        : given(folder),
+          bundle(open_bundle(folder)),
           tokenizer(bundle.tokenizer_json, bundle.max_tokens),
           backend(make_backend(bundle, options)) {}
 
@@ -123,6 +124,7 @@ class Encoder::Impl {
 
     std::size_t dim() const { return bundle.embed_dim; }
 
+    const std::string given;
     Bundle bundle;
     const Tokenizer tokenizer;
     const std::unique_ptr<Backend> backend;
@@ -206,7 +208,9 @@ std::size_t Encoder::embed_dim() const { return impl_->dim(); }
 
 const std::string& Encoder::model_id() const { return impl_->bundle.model_id; }
 
-const std::string& Encoder::bundle() const { return impl_->bundle.folder; }
+const std::string& Encoder::bundle() const { return impl_->given; }
+
+const std::string& Encoder::folder() const { return impl_->bundle.folder; }
 
 namespace {
 

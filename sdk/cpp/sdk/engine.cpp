@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
 #include <map>
 #include <mutex>
 #include <set>
@@ -50,8 +49,8 @@ std::string message_of(const std::exception_ptr& error) {
 
 class SearchEngine::Impl {
   public:
-    Impl(std::string path, std::unique_ptr<store::LocalIndex> index, Encoder encoder)
-        : path_(std::move(path)), index_(std::move(index)), encoder_(std::move(encoder)) {}
+    Impl(std::unique_ptr<store::LocalIndex> index, Encoder encoder)
+        : index_(std::move(index)), encoder_(std::move(encoder)) {}
 
     const std::vector<std::string>& views() const { return index_->header().config.views; }
 
@@ -258,7 +257,6 @@ class SearchEngine::Impl {
         if (!items.empty()) index_->put(items);
     }
 
-    const std::string path_;
     const std::unique_ptr<store::LocalIndex> index_;
     const Encoder encoder_;
     const pid_t process_ = ::getpid();
@@ -278,10 +276,10 @@ SearchEngine SearchEngine::create(const std::string& path, const Encoder& encode
     store::Header header;
     header.model_id = encoder.model_id();
     header.embed_dim = encoder.embed_dim();
-    header.bundle_path = std::filesystem::absolute(encoder.bundle()).string();
+    header.bundle_path = encoder.folder();
     header.config = config;
-    return SearchEngine(std::make_unique<Impl>(path, store::LocalIndex::create(path, header, options),
-                                               Encoder(encoder.impl_)));
+    return SearchEngine(
+        std::make_unique<Impl>(store::LocalIndex::create(path, header, options), Encoder(encoder.impl_)));
 }
 
 SearchEngine SearchEngine::open(const std::string& path, const Encoder& encoder, const OpenOptions& options) {
@@ -292,7 +290,7 @@ SearchEngine SearchEngine::open(const std::string& path, const Encoder& encoder,
                                  std::to_string(header.embed_dim) + " wide), the encoder is " +
                                  encoder.model_id() + " (" + std::to_string(encoder.embed_dim()) +
                                  " wide): open it with its own model, or index anew");
-    return SearchEngine(std::make_unique<Impl>(path, std::move(index), Encoder(encoder.impl_)));
+    return SearchEngine(std::make_unique<Impl>(std::move(index), Encoder(encoder.impl_)));
 }
 
 const std::vector<std::string>& SearchEngine::views() const { return impl_->views(); }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <set>
 
+#include "../src/absolute_path.hpp"
 #include "../src/utf8.hpp"
 #include "change.hpp"
 
@@ -94,7 +95,8 @@ void ProductCache::forget_all() {
     order_.clear();
 }
 
-std::unique_ptr<Store> Store::create(const std::string& folder, Header header, Durability durability) {
+std::unique_ptr<Store> Store::create(const std::string& path, Header header, Durability durability) {
+    const std::string folder = absolute_path(path);
     check_config(header.config);
     std::error_code failed;
     fs::create_directories(folder, failed);
@@ -109,7 +111,8 @@ std::unique_ptr<Store> Store::create(const std::string& folder, Header header, D
     return std::make_unique<Store>(folder, std::move(lock), durability);
 }
 
-std::unique_ptr<Store> Store::open(const std::string& folder, Durability durability) {
+std::unique_ptr<Store> Store::open(const std::string& path, Durability durability) {
+    const std::string folder = absolute_path(path);
     std::error_code failed;
     if (!fs::is_regular_file(folder + STORE_FILE, failed)) {
         if (failed && failed != std::errc::no_such_file_or_directory && failed != std::errc::not_a_directory)

@@ -53,15 +53,15 @@ class ProductCache {
 
 class Store {
   public:
-    // A new, empty store in `folder`, which is made if need be; it has the writer lock from the start.
-    static std::unique_ptr<Store> create(const std::string& folder, Header header, Durability durability);
+    // A new, empty store in a folder, which is made if need be; it has the writer lock from the start.
+    static std::unique_ptr<Store> create(const std::string& path, Header header, Durability durability);
     // Throws IndexFileError for what is no store, damaged, of a newer format, or still of format version 1.
-    static std::unique_ptr<Store> open(const std::string& folder, Durability durability);
+    static std::unique_ptr<Store> open(const std::string& path, Durability durability);
 
     Store(const std::string& folder, WriterLock lock, Durability durability);
     ~Store() { close(); }
 
-    const std::string& folder() const { return folder_; }
+    const std::string& folder() const { return folder_; }  // an absolute path
     const std::string& path() const { return database_.path(); }
     const Header& header() const { return header_; }
 

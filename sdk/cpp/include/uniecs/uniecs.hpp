@@ -83,6 +83,7 @@ class Encoder {
     class Impl;
     friend class SearchEngine;
     explicit Encoder(std::shared_ptr<const Impl> impl);
+    const std::string& folder() const;  // the bundle's, as an absolute path
     std::shared_ptr<const Impl> impl_;
 };
 
