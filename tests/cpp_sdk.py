@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,12 +98,15 @@ class Failed(Exception):
         self.status, self.message = status, message
 
 
-def items(pairs: Sequence[tuple[str | None, bytes | Path | None]]) -> Any:
-    """An array of `Item`, of texts and of images as bytes or paths."""
+def items(pairs: Sequence[tuple[str | None, Any]]) -> Any:
+    """An array of `Item`, of texts and of images: bytes, a path, or (path, bytes or None)."""
     return (Item * len(pairs))(*(_item(None if text is None else text.encode(), image) for text, image in pairs))
 
 
-def _item(text: bytes | None, image: bytes | Path | None) -> Item:
+def _item(text: bytes | None, image: Any) -> Item:
+    if isinstance(image, tuple):
+        path, data = image
+        return Item(text, os.fsencode(path), data, len(data or b""))
     if isinstance(image, bytes):
         return Item(text, None, image, len(image))
     return Item(text, None if image is None else bytes(image), None, 0)
@@ -175,9 +179,8 @@ class Engine:
             attributes = product.get("attributes", {})
             text = attributes if isinstance(attributes, str) else json.dumps(attributes, ensure_ascii=False)
             title = None if product.get("title") is None else product["title"].encode()
-            given[place] = Product(
-                product["id"].encode(), title, item.image_path, item.image_data, item.image_bytes, text.encode()
-            )
+            id = None if product["id"] is None else product["id"].encode()
+            given[place] = Product(id, title, item.image_path, item.image_data, item.image_bytes, text.encode())
         report = ctypes.c_void_p()
         count = ctypes.c_size_t(len(products))
         self._sdk.call(f"engine_{name}", self._handle, given, count, ctypes.byref(report))
@@ -207,7 +210,7 @@ class Engine:
         return self._asked(name, (query,), **options)[0][2]
 
     def search_batch(
-        self, pairs: Sequence[tuple[str | None, bytes | Path | None]], **options: Any
+        self, pairs: Sequence[tuple[str | None, Any]], **options: Any
     ) -> list[tuple[int, str, list[dict[str, Any]]]]:
         """For each query its status, message and hits."""
         return self._asked("search_batch", (items(pairs), ctypes.c_size_t(len(pairs))), **options)

@@ -237,7 +237,10 @@ def test_products_that_cannot_be_used_are_reported(cpp_sdk: Any, cpp_encoder: An
         ({"id": " ", "title": "x"}, cpp.INPUT, "the id is blank"),
         ({"id": "a"}, cpp.INPUT, "neither a title nor an image"),
         ({"id": "b", "title": "\t"}, cpp.INPUT, "neither a title nor an image"),
+        ({"id": "b2", "image": b""}, cpp.IMAGE, ""),
         ({"id": "c", "image": b"none"}, cpp.IMAGE, ""),
+        ({"id": "c2", "title": "x", "image": (tmp_path, b"none")}, cpp.INPUT, "both image_path and image_data"),
+        ({"id": None, "title": "x"}, cpp.INPUT, "the id of a product is NULL"),
         ({"id": "d", "title": "x", "image": tmp_path / "none.jpg"}, cpp.IMAGE, "none.jpg"),
         ({"id": "d2", "title": "x", "image": tmp_path}, cpp.IMAGE, str(tmp_path)),
         ({"id": "d3", "title": "x", "image": Path("/proc/self/mem")}, cpp.IMAGE, "/proc/self/mem"),
@@ -252,7 +255,7 @@ def test_products_that_cannot_be_used_are_reported(cpp_sdk: Any, cpp_encoder: An
     added, rejected = engine.put("add", [good, *(product for product, _, _ in bad)])
     assert added == 1 and len(engine) == 1
     assert [(row, id) for row, id, _, _ in rejected] == [
-        (i + 1, product["id"]) for i, (product, _, _) in enumerate(bad)
+        (i + 1, product["id"] or "") for i, (product, _, _) in enumerate(bad)
     ]
     for (_, status, message), (_, _, found_status, found_message) in zip(bad, rejected, strict=True):
         assert (found_status, message in found_message) == (status, True), found_message
@@ -261,6 +264,23 @@ def test_products_that_cannot_be_used_are_reported(cpp_sdk: Any, cpp_encoder: An
     with pytest.raises(cpp_sdk.Failed, match=r"1 of 2 ids are not in the index, such as 'none'"):
         engine.remove([good["id"], "none"])
     assert len(engine) == 1
+    engine.free()
+
+
+def test_blank_titles_and_paths_are_none(cpp_sdk: Any, cpp_encoder: Any, tiny_encoder: Any, tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "title": "red bag", "image": " \t"},
+        {"id": "b", "title": "blue bag", "image": ""},
+        {"id": "c", "title": " ", "image": "\n"},
+    ]
+    with SearchEngine.create(tmp_path / "python.uniecs", tiny_encoder) as python:
+        (rejected,) = python.add(rows).rejected
+        expected = [(hit.id, hit.product.image) for hit in python.search("red bag")]
+    engine = cpp_sdk.create(tmp_path / "a.uniecs", cpp_encoder)
+    report = engine.put("add", [{**row, "image": (row["image"], None)} for row in rows])
+    assert report == (2, [(rejected.row, rejected.id, cpp.INPUT, str(rejected.error))])
+    found = engine.hits("search", cpp.items([("red bag", None)]))
+    assert [(hit["id"], hit["image"]) for hit in found] == expected == [("a", None), ("b", None)]
     engine.free()
 
 
@@ -295,9 +315,11 @@ def test_queries_that_cannot_be_answered(cpp_sdk: Any, cpp_encoder: Any, tmp_pat
         assert error.value.status == status
     with pytest.raises(cpp_sdk.Failed, match="id 'none' is not in the index"):
         engine.similar("none")
-    answers = engine.search_batch([("red", None), (" ", None), (None, b"x"), ("blue", None)], k=2)
-    assert [(status, len(hits)) for status, _, hits in answers] == [(0, 2), (cpp.TEXT, 0), (cpp.IMAGE, 0), (0, 2)]
-    assert [bool(message) for _, message, _ in answers] == [False, True, True, False]
+    queries = [("red", None), (" ", None), (None, b"x"), ("red", (tmp_path, b"x")), ("blue", None)]
+    answers = engine.search_batch(queries, k=2)
+    statuses = [cpp.OK, cpp.TEXT, cpp.IMAGE, cpp.INPUT, cpp.OK]
+    assert [(status, len(hits)) for status, _, hits in answers] == [(each, 0 if each else 2) for each in statuses]
+    assert [bool(message) for _, message, _ in answers] == [False, True, True, True, False]
     assert engine.search_batch([]) == []
     engine.free()
 

@@ -72,17 +72,35 @@ uniecs::QueryOptions query_options(size_t k, const char* view, const char* where
     return {k, view ? view : "", where ? where : ""};
 }
 
-std::vector<uniecs::Product> products_of(const uniecs_product* products, size_t n) {
-    std::vector<uniecs::Product> made;
+uniecs::Product product_of(const uniecs_product& given) {
+    require(given.id, "the id of a product");
+    uniecs::Product product{given.id,
+                            {},
+                            image_of(given.image_path, given.image_data, given.image_bytes),
+                            given.attributes ? given.attributes : "{}"};
+    if (given.title) product.title = given.title;
+    return product;
+}
+
+// What n things given are made into, but for those that have an error instead.
+template <typename T>
+struct Made {
+    std::vector<T> good;
+    std::vector<size_t> places;              // of the good among all
+    std::vector<std::exception_ptr> errors;  // of all
+};
+
+template <typename T, typename Given>
+Made<T> made_of(const Given* given, size_t n, T make(const Given&)) {
+    Made<T> made;
+    made.errors.resize(n);
     for (size_t i = 0; i < n; ++i) {
-        const uniecs_product& given = products[i];
-        require(given.id, "the id of a product");
-        uniecs::Product product{given.id,
-                                {},
-                                image_of(given.image_path, given.image_data, given.image_bytes),
-                                given.attributes ? given.attributes : "{}"};
-        if (given.title) product.title = given.title;
-        made.push_back(std::move(product));
+        try {
+            made.good.push_back(make(given[i]));
+            made.places.push_back(i);
+        } catch (const uniecs::Error&) {
+            made.errors[i] = std::current_exception();
+        }
     }
     return made;
 }
@@ -125,7 +143,15 @@ uniecs_status put(uniecs_engine* engine, const uniecs_product* products, size_t 
         require(engine, "engine");
         if (n) require(products, "products");
         if (report) *report = nullptr;
-        keep_report(call(engine->engine, products_of(products, n)), report);
+        const Made<uniecs::Product> made = made_of(products, n, product_of);
+        uniecs::AddReport all = call(engine->engine, made.good);
+        for (uniecs::Rejected& each : all.rejected) each.row = made.places[each.row];
+        for (size_t i = 0; i < n; ++i)
+            if (made.errors[i])
+                all.rejected.push_back({i, products[i].id ? products[i].id : "", made.errors[i], ""});
+        std::sort(all.rejected.begin(), all.rejected.end(),
+                  [](const auto& a, const auto& b) { return a.row < b.row; });
+        keep_report(std::move(all), report);
     });
 }
 
@@ -209,13 +235,14 @@ uniecs_status uniecs_engine_search_batch(const uniecs_engine* engine, const unie
         require(engine, "engine"), require(hits, "hits");
         if (n) require(queries, "queries");
         *hits = nullptr;
-        std::vector<uniecs::Item> items;
-        for (size_t i = 0; i < n; ++i) items.push_back(item_of(queries[i]));
+        const Made<uniecs::Item> made = made_of(queries, n, item_of);
         std::vector<std::exception_ptr> errors;
-        auto found = engine->engine.search_batch(items, query_options(k, view, where), errors);
-        auto made = std::make_unique<uniecs_hits>();
-        for (size_t i = 0; i < n; ++i) made->queries.push_back(query_of(std::move(found[i]), errors[i]));
-        *hits = made.release();
+        auto found = engine->engine.search_batch(made.good, query_options(k, view, where), errors);
+        auto all = std::make_unique<uniecs_hits>();
+        for (const std::exception_ptr& error : made.errors) all->queries.push_back(query_of({}, error));
+        for (size_t i = 0; i < found.size(); ++i)
+            all->queries[made.places[i]] = query_of(std::move(found[i]), errors[i]);
+        *hits = all.release();
     });
 }
 

@@ -215,7 +215,7 @@ class SearchEngine::Impl {
         std::map<std::pair<bool, bool>, std::size_t> places;
         for (const std::string& view : views()) {
             const std::pair<bool, bool> kind{view != "image" && record.title,
-                                             view != "text" && product.image};
+                                             view != "text" && has_image(product)};
             if (!kind.first && !kind.second) continue;
             const auto [place, is_new] = places.emplace(kind, items.size());
             if (is_new) {

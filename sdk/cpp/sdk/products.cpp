@@ -8,7 +8,7 @@
 namespace uniecs {
 namespace {
 
-bool is_blank(const std::string& text) {
+bool is_blank(std::string_view text) {
     return text.find_first_not_of(std::string_view(" \t\r\n\0", 5)) == std::string::npos;
 }
 
@@ -55,6 +55,10 @@ std::string score_json(float score) {
 
 }  // namespace
 
+bool has_image(const Product& product) {
+    return product.image && (product.image->data().data() || !is_blank(product.image->path()));
+}
+
 store::Record record_of(const Product& product) {
     if (is_blank(product.id)) throw InputError("the id is blank; expected a text");
     if (utf8::valid_prefix(product.id) != product.id.size())
@@ -65,8 +69,8 @@ store::Record record_of(const Product& product) {
         check_text(*product.title);
         record.title = product.title;
     }
-    if (product.image && !product.image->path().empty()) record.image = product.image->path();
-    if (!record.title && !product.image)
+    if (has_image(product) && !product.image->path().empty()) record.image = product.image->path();
+    if (!record.title && !has_image(product))
         throw InputError("product '" + product.id +
                          "' has neither a title nor an image; expected at least one");
     try {

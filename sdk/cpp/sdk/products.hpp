@@ -7,6 +7,9 @@
 
 namespace uniecs {
 
+// A blank path is none.
+bool has_image(const Product& product);
+
 // Throws InputError or TextError for a product that cannot be used.
 store::Record record_of(const Product& product);
 

@@ -94,7 +94,7 @@ typedef struct uniecs_index_config {
     const char* storage;      /* "float32" (default), "float16" or "int8" */
 } uniecs_index_config;
 
-/* At least one of title and image, the latter as in uniecs_item. */
+/* At least one of title and image, the latter as in uniecs_item; blank ones are none. */
 typedef struct uniecs_product {
     const char* id;
     const char* title;
@@ -114,7 +114,7 @@ typedef struct uniecs_hit {
 
 typedef struct uniecs_rejection {
     size_t row;
-    const char* id;
+    const char* id; /* empty: it had none */
     uniecs_status status;
     const char* message;
 } uniecs_rejection;

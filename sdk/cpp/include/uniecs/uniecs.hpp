@@ -87,7 +87,8 @@ class Encoder {
     std::shared_ptr<const Impl> impl_;
 };
 
-// A product, with at least one of title and image. Of a hit, `image` is the path, where it had one.
+// A product, with at least one of title and image; a blank title or path is none. Of a hit, `image` is the
+// path, where it had one.
 struct Product {
     std::string id;
     std::optional<std::string> title;
