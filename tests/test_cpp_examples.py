@@ -88,6 +88,9 @@ def test_the_service(cpp_sdk_build: Path, tiny_bundle: Path, tiny_encoder: Any, 
             status, found = get(f"{url}/search{query}")
             assert status == 400 and found["error"], query
         assert get(f"{url}/search", b"no picture")[0] == 400
+        command = [cpp_sdk_build / "service", tmp_path / "a.uniecs", tiny_bundle, url.rpartition(":")[2]]
+        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        assert second.returncode == 1 and "cannot listen on 127.0.0.1:" in second.stderr
         stops_gracefully(service, url, picture)
 
 

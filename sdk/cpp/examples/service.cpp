@@ -71,6 +71,10 @@ int serve(const uniecs::SearchEngine& engine, const char* host, int port, std::s
     httplib::Server server;
     server.new_task_queue = [workers] { return new httplib::ThreadPool(workers); };
     server.set_payload_max_length(MOST_BYTES);
+    server.set_socket_options([](socket_t made) {  // httplib's own let two services share a port
+        const int yes = 1;
+        setsockopt(made, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    });
     server.set_keep_alive_timeout(1);  // an idle connection holds a worker so long
     server.Get("/health", [&](const httplib::Request&, httplib::Response& response) {
         guarded(response, [&] {
