@@ -150,6 +150,7 @@ int main(int argc, char** argv) {
 PROJECT = """
 cmake_minimum_required(VERSION 3.18)
 project(app C CXX)
+set(CMAKE_CXX_STANDARD 14)  # the headers' own need is the target's to tell
 find_package(uniecs REQUIRED)
 add_executable(in_c main.c)
 target_link_libraries(in_c uniecs::uniecs)
