@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ TINY = scenarios.Effort(2, 0.001, 0.02, 2, 300, 64, 1 << 16, 12)
 
 
 class FakeClock:
-    """Seconds that pass only when somebody sleeps or works."""
+    """Seconds that pass only when somebody waits or works."""
 
     def __init__(self) -> None:
         self.time = 100.0
@@ -30,9 +33,10 @@ class FakeClock:
     def now(self) -> float:
         return self.time
 
-    def sleep(self, seconds: float) -> None:
+    def wait(self, stop: threading.Event, seconds: float) -> bool:
         assert seconds > 0
         self.time += seconds
+        return stop.is_set()
 
 
 def test_percentiles_are_samples() -> None:
@@ -65,7 +69,7 @@ def test_closed_loop_counts_and_stops() -> None:
         numbers.append(number)
         clock.time += 0.5
 
-    done = closed_loop(call, 2.0, clock=Clock(clock.now, clock.sleep))
+    done = closed_loop(call, 2.0, clock=Clock(clock.now, clock.wait))
     assert numbers == [0, 1, 2, 3] and done.ms.tolist() == [500] * 4 and done.wall_s == 2.0
     assert len(closed_loop(call, 100.0, most=3, clock=Clock(clock.now)).ms) == 3
     assert len(closed_loop(call, 0.0, clock=Clock(clock.now)).ms) == 1  # at least one
@@ -84,7 +88,7 @@ def test_open_loop_counts_from_the_arrival() -> None:
     def call(number: int) -> None:
         clock.time += 1.0
 
-    done = open_loop(call, [0.0, 0.25, 0.5, 5.0], 1, clock=Clock(clock.now, clock.sleep))
+    done = open_loop(call, [0.0, 0.25, 0.5, 5.0], 1, clock=Clock(clock.now, clock.wait))
     assert done.ms.tolist() == pytest.approx([1000, 1750, 2500, 1000])
     assert done.wall_s == pytest.approx(6.0)
     # A loop that counts from the call itself would have seen 1000 each time.
@@ -98,6 +102,24 @@ def test_open_loop_raises_what_a_worker_raised() -> None:
     for workers in (1, 3):
         with pytest.raises(BackendError, match="no"):
             open_loop(call, [0.0] * 5, workers)
+
+
+@pytest.mark.parametrize("kind", ["closed", "open"])
+def test_an_interrupt_waits_for_the_calls_under_way_and_for_no_arrival(kind: str) -> None:
+    """A thread left in native code would end the process by SIGABRT at its exit."""
+
+    def call(number: int) -> None:
+        if number == 0:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.2)
+
+    before, begun = threading.enumerate(), time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        if kind == "closed":
+            closed_loop(call, 5.0, concurrency=3)
+        else:
+            open_loop(call, [0.0, 0.0, 5.0], 3)
+    assert threading.enumerate() == before and time.perf_counter() - begun < 3
 
 
 def test_poisson_arrivals() -> None:

@@ -18,10 +18,10 @@ Call = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds, and how to wait for some; tests have one of their own."""
+    """Seconds, and how to wait for some or for an event that ends the loop; tests have one of their own."""
 
     now: Callable[[], float] = time.perf_counter
-    sleep: Callable[[float], object] = time.sleep
+    wait: Callable[[threading.Event, float], object] = threading.Event.wait
 
 
 CLOCK = Clock()
@@ -76,8 +76,8 @@ def open_loop(call: Call, arrivals: Sequence[float], workers: int, *, clock: Clo
             if number is None:
                 return
             due = begun + float(arrivals[number])
-            if (early := due - clock.now()) > 0:
-                clock.sleep(early)
+            if (early := due - clock.now()) > 0 and clock.wait(stop, early):
+                return
             call(number)
             latencies[number] = clock.now() - due
             done[number] = True
@@ -90,7 +90,7 @@ def open_loop(call: Call, arrivals: Sequence[float], workers: int, *, clock: Clo
 
 
 def _together(work: Callable[[int, threading.Event], None], count: int) -> None:
-    """Run `work` on `count` threads, and raise the first error of any; an interrupt stops them after their call."""
+    """Run `work` on `count` threads, and raise the first error of any; an interrupt waits for the calls under way."""
     stop, errors = threading.Event(), list[BaseException]()
     if count == 1:
         work(0, stop)
@@ -103,7 +103,7 @@ def _together(work: Callable[[int, threading.Event], None], count: int) -> None:
             errors.append(error)
             stop.set()
 
-    threads = [threading.Thread(target=guarded, args=(number,), daemon=True) for number in range(count)]
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
     try:
         for each in threads:
             each.start()
@@ -111,6 +111,9 @@ def _together(work: Callable[[int, threading.Event], None], count: int) -> None:
             each.join()
     finally:
         stop.set()
+        for each in threads:  # what they call is freed next; one may not have started
+            if each.ident is not None:
+                each.join()
     if errors:
         raise errors[0]
 
