@@ -8,18 +8,19 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from uniecs import cli
 from uniecs.backends.openvino import has_precision, import_openvino
-from uniecs.bench import floor, loops, machine, operations, run, samples, scenarios, tables
+from uniecs.bench import floor, inputs, loops, machine, operations, run, samples, scenarios, tables
 from uniecs.bench.loops import Clock, closed_loop, open_loop, poisson
 from uniecs.bench.samples import Case, Measurement, Round, interval, pack, percentiles, unpack
-from uniecs.bundle import locate_bundle, open_bundle
-from uniecs.errors import BackendError, InputError
+from uniecs.bundle import Bundle, locate_bundle, open_bundle
+from uniecs.errors import BackendError, IndexFileError, InputError, ModelMismatchError
 
 TINY = scenarios.Effort(2, 0.001, 0.02, 2, 300, 64, 1 << 16, 12)
 
@@ -327,6 +328,56 @@ def test_a_case_that_fails_is_told_and_the_others_go_on(monkeypatch: pytest.Monk
     found = run.measure(mini(("preprocess",)))
     assert found.failed["preprocess / text, 8 tokens / threads 1"] == "out of profile"
     assert "preprocess / text, 64 tokens / threads 1" in found.measurements and found.complete
+
+
+@pytest.fixture
+def no_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For stages that run none, and checks before any stage."""
+    encoder = SimpleNamespace(model_id="mini-1", embed_dim=256, backend="openvino", device="cpu")
+    monkeypatch.setattr(scenarios.Bench, "encoders", {"fp32": encoder})
+
+
+def test_an_index_that_does_not_fit_is_refused_first(
+    tmp_path: Path, no_encoders: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_all_rounds", lambda *given: pytest.fail("it measures first"))
+    with pytest.raises(IndexFileError, match="missing"):
+        run.measure(mini(("search",), index=tmp_path / "missing"))
+    reference = SimpleNamespace(path=tmp_path, model_id="other-1", embed_dim=256)
+    inputs.drawn_index(tmp_path / "other", cast(Bundle, reference), inputs.clustered(10, 1, 256)[0])
+    with pytest.raises(ModelMismatchError, match="other-1"):
+        run.measure(mini(("end",), index=tmp_path / "other"))
+
+
+def test_an_error_late_in_a_run_keeps_what_was_measured(
+    tmp_path: Path, no_encoders: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = iter([measurement().rounds[0]] * 3)
+
+    def disk_full(*given: Any) -> Round:
+        for each in rounds:
+            return each
+        raise OSError("disk full")
+
+    monkeypatch.setattr(run, "measure_once", disk_full)
+    argv = ["bench", "mini", "--quick", "--stages", "preprocess", "--out", str(tmp_path / "new" / "r.json")]
+    assert cli.main(argv) == 1
+    assert capsys.readouterr().err.endswith("uniecs: error: disk full\n")
+    found = run.read_results(tmp_path / "new" / "r.json")
+    assert len(found.measurements) == 3 and not found.complete
+    (tmp_path / "new" / "r.json").unlink()
+    assert cli.main(argv) == 1  # nothing was measured, and nothing is written
+    assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("out", ["", "file/r.json"])
+def test_a_place_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "measure", lambda plan: pytest.fail("it measures first"))
+    (tmp_path / "file").touch()
+    assert cli.main(["bench", "mini", "--out", str(tmp_path / out)]) == 1
+    assert capsys.readouterr().err.startswith("uniecs: error: ")
 
 
 def test_every_stage_on_mini(tmp_path: Path) -> None:

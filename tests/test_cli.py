@@ -256,6 +256,16 @@ def test_embed_writes_ids_and_embeddings(shop: Path, capsys: pytest.CaptureFixtu
     assert not list(shop.glob("*.partial"))
 
 
+def test_embed_refuses_where_it_cannot_write_before_it_embeds(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("uniecs.encoder.load", lambda *args, **options: pytest.fail("it loads the model first"))
+    (shop / "folder.npz").mkdir()
+    for out in ("no/such/x.npz", "folder.npz"):
+        assert run("embed", shop / "shop.csv", "--out", shop / out) == 1
+        assert f"uniecs: error: {shop / out} " in capsys.readouterr().err
+
+
 def test_embed_of_nothing_writes_nothing(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shop / "empty.csv").write_text("id,title\n1,\n", encoding="utf-8")
     assert run("embed", shop / "empty.csv", "--out", shop / "vectors.npz") == 1

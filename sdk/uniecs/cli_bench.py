@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniecs.cli_io import add_command, print_json
+from uniecs.cli_io import add_command, check_writable, print_json
 
 if TYPE_CHECKING:
     from uniecs.bench.run import Results
@@ -102,10 +102,14 @@ def _bench(args: argparse.Namespace) -> int:
     stages += ("compare",) if args.compare else ()
     runtime = {"backend": args.backend, "device": args.device, "precision": args.precision}
     out = args.out or Path(f"bench-{bundle.model_id}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     results = measure(Plan(bundle, args.index, effort, stages, args.rates, **runtime))
     results.write(out)
     _print(results)
     print(f"\n{out}: {len(results.measurements)} cases; `uniecs bench report {out}` draws them")
+    if results.error is not None:
+        raise results.error
     if not results.complete:
         print("uniecs: interrupted: what was measured until then is kept", file=sys.stderr)
         return INTERRUPTED

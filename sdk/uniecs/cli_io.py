@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniecs.errors import MissingExtraError
+from uniecs.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from uniecs.catalog import Rejected
@@ -52,6 +54,14 @@ def load_encoder(args: argparse.Namespace) -> Encoder:
     from uniecs.encoder import load
 
     return load(args.model, device=args.device, backend=args.backend, precision=args.precision)
+
+
+def check_writable(out: Path) -> None:
+    """Raise `InputError` now where a file could not be written later: what it is to hold takes long to make."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; expected a file to write")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{out} cannot be written: {out.parent} is missing or cannot be written to")
 
 
 def print_json(document: object) -> None:

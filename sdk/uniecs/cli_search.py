@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniecs.cli_io import add_command, load_encoder, note_rejected, print_json, rejections, views
+from uniecs.cli_io import add_command, check_writable, load_encoder, note_rejected, print_json, rejections, views
 from uniecs.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ def _embed(args: argparse.Namespace) -> int:
         args.parser.error("--ray and --views are for a folder of vectors: give an --out that does not end in .npz")
     import numpy as np
 
+    check_writable(args.out)
     encoder = load_encoder(args)
     rejected: list[Rejected] = []
     ids: list[str] = []

@@ -31,7 +31,7 @@ WARM_CALLS = 2
 
 @dataclass
 class Results:
-    """What was measured so far; `about` is what it was measured on."""
+    """What was measured so far; `about` is what it was measured on, `error` what ended it early (not written)."""
 
     about: dict[str, Any]
     measurements: dict[str, Measurement] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Results:
     graphs: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     complete: bool = False
+    error: UniecsError | OSError | None = None
 
     def of(self, stage: str) -> list[Measurement]:
         """The measurements of a stage, by its name in `Case`."""
@@ -66,7 +67,6 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write the document whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(path)
@@ -95,9 +95,10 @@ class Plan:
 
 
 def measure(plan: Plan) -> Results:
-    """Run the plan; an interrupt ends it, and what was measured is returned with `complete` False.
+    """Run the plan; an interrupt or an error ends it, and what was measured is returned with `complete` False.
 
-    Raises `UniecsError` when nothing can be measured; a case that fails stands in `failed`, and the others go on.
+    Raises `UniecsError` or `OSError` if nothing was measured before an error, as with an index that is missing or of
+    another model; a case that fails stands in `failed`, and the others go on.
     """
     results = Results(_about(plan))
     started = time.time()
@@ -107,6 +108,8 @@ def measure(plan: Plan) -> Results:
         try:
             engine = next(iter(bench.encoders.values()))
             results.about |= {"backend": engine.backend, "device": engine.device, "main_precision": bench.main}
+            if plan.index is not None:
+                bench.engine(bench.main)  # one that does not fit is refused before anything is measured
             if {"hnsw", "search"} <= set(plan.stages):
                 results.about |= {"bytes_per_product": scenarios.bytes_per_product(bench)}
                 results.about |= {"searched_products": len(bench.index)}
@@ -116,6 +119,10 @@ def measure(plan: Plan) -> Results:
             results.complete = True
         except KeyboardInterrupt:
             pass
+        except (UniecsError, OSError) as error:
+            if not results.measurements:
+                raise
+            results.error = error
         finally:
             bench.close()
         results.graphs += graph_fractions(plan.bundle, results)
