@@ -394,6 +394,8 @@ def test_every_stage_on_mini(tmp_path: Path) -> None:
     assert len(stages) == len(run.EVERY_STAGE) - 2 and {"end to end", "closed loop", "open loop"} < set(stages)
     assert {each.case.rate for each in found.of("open loop")} == {400.0}
     assert all(each["fraction"] > 0 for each in found.graphs) and len(found.graphs) == 8
+    searched = {each.case.what.split(", ")[1] for each in found.of("search") if each.case.what.endswith("no filter")}
+    assert searched == {"float32", "float16", "int8"}
     recalls = {each.case.ef: each.extra["recall"] for each in found.of("hnsw")}
     assert recalls[10] < recalls[256] and recalls[256] > 0.99
     found.write(tmp_path / "r.json")

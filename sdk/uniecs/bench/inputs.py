@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uniecs.catalog import Product
-from uniecs.index_folder import BundleReference, IndexConfig
+from uniecs.index_folder import BundleReference, IndexConfig, Storage
 from uniecs.local_index import LocalIndex
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def clustered(count: int, queries: int, dim: int, seed: int = 0) -> tuple[Vector
     return made[:count], made[count:]
 
 
-def drawn_index(folder: Path, bundle: Bundle, vectors: Vectors) -> None:
+def drawn_index(folder: Path, bundle: Bundle, vectors: Vectors, storage: Storage = "float32") -> None:
     """An index in `folder` with a product for each of `vectors` (n, D), as if `bundle` had embedded it."""
-    reference = BundleReference.of(bundle.path)
-    index = LocalIndex.create(folder, bundle.model_id, bundle.embed_dim, reference, IndexConfig(), "batch")
+    reference, config = BundleReference.of(bundle.path), IndexConfig(storage=storage)
+    index = LocalIndex.create(folder, bundle.model_id, bundle.embed_dim, reference, config, "batch")
     try:
         for items in _products(vectors):
             index.put(items)

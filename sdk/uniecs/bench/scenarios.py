@@ -29,7 +29,7 @@ from uniecs.encoder import Encoder
 from uniecs.engine import SearchEngine
 from uniecs.errors import BackendError, BundleError, MissingExtraError
 from uniecs.filters import Filter, parse_where
-from uniecs.index_folder import IndexConfig
+from uniecs.index_folder import IndexConfig, Storage
 from uniecs.local_index import LocalIndex
 from uniecs.preprocess import Tokenizer, pixel_values
 
@@ -51,6 +51,8 @@ FILTERS: Mapping[str, Mapping[str, object]] = {"1 in 3": {"colour": "red"}, "1 i
 LOAD_SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 """Of what the closed loop reached: the open loop's rates where none were given."""
 OPEN_WORKERS = 16
+SMALL_STORAGES: tuple[Storage, ...] = ("float16", "int8")
+"""Beside float32, which a drawn index has."""
 VARIETY = 8
 """Different texts and photos that take turns."""
 K = 10
@@ -179,8 +181,11 @@ class Bench:
         """The index asked for, or one of drawn products."""
         if self._index is not None:
             return self._index
-        folder = self.folder / "drawn.uniecs"
-        drawn_index(folder, self.bundle, self.vectors[0])
+        return self._draw("float32")
+
+    def _draw(self, storage: Storage) -> Path:
+        folder = self.folder / f"drawn-{storage}.uniecs"
+        drawn_index(folder, self.bundle, self.vectors[0], storage)
         return folder
 
     def engine(self, precision: str) -> SearchEngine:
@@ -192,17 +197,21 @@ class Bench:
         made: SearchEngine = self._once(("engine", precision), make)
         return made
 
-    @functools.cached_property
+    @property
     def index(self) -> LocalIndex:
         """The same index without an encoder."""
-        made = LocalIndex.open(self.index_folder, "full")
-        self._made["index"] = made
+        made: LocalIndex = self._once(("index",), lambda: LocalIndex.open(self.index_folder, "full"))
+        return made
+
+    def index_in(self, storage: Storage) -> LocalIndex:
+        """An index of the drawn products whose graph keeps its vectors so."""
+        made: LocalIndex = self._once(("index", storage), lambda: LocalIndex.open(self._draw(storage), "full"))
         return made
 
     def close(self) -> None:
         """Free the indexes."""
         for key, made in self._made.items():
-            if key[0] == "engine" or key == "index":
+            if key[0] in ("engine", "index"):
                 made.close()
 
 
@@ -352,7 +361,7 @@ def bytes_per_product(bench: Bench) -> dict[str, float]:
     """Of the graph in each storage, and of the store on the disk: of a drawn index, or of the one asked for."""
     some = bench.vectors[0][:2000]
     found = {}
-    for storage in ("float32", "float16", "int8"):
+    for storage in ("float32", *SMALL_STORAGES):
         stats = graph_of_vectors(some, storage, bench.threads).stats()
         found[f"graph {storage}"] = sum(stats[f"{part}_bytes"] for part in ("vector", "link", "other")) / len(some)
     found["store"] = (bench.index_folder / "store.sqlite").stat().st_size / max(1, len(bench.index))
@@ -382,12 +391,14 @@ def overlap(found: Any, exact: Any) -> float:
 
 
 def search(bench: Bench) -> Iterator[Task]:
-    """The index: vectors to products, without the encoder."""
+    """The index: vectors to products, without the encoder; a drawn one also as it keeps vectors in less memory."""
     index, vectors = bench.index, bench.vectors[1]
     for batch in (1, 32):
         yield _looked_up(index, vectors, "no filter", None, batch)
     for name, where in FILTERS.items() if bench.drawn else ():
         yield _looked_up(index, vectors, f"{name} match", parse_where(where), 1)
+    for storage in SMALL_STORAGES if bench.drawn else ():
+        yield _looked_up(bench.index_in(storage), vectors, "no filter", None, 1)
 
 
 def _looked_up(index: LocalIndex, vectors: Vectors, what: str, where: Filter | None, batch: int) -> Task:
@@ -397,7 +408,7 @@ def _looked_up(index: LocalIndex, vectors: Vectors, what: str, where: Filter | N
         some = np.take(vectors, range(number, number + batch), 0, mode="wrap")
         return index.search(view, some, K, where)
 
-    return Task(Case("search", f"{len(index):,} products, {what}", batch=batch), call)
+    return Task(Case("search", f"{len(index):,} products, {index.config.storage}, {what}", batch=batch), call)
 
 
 def _query(bench: Bench, precision: str, kind: str) -> Call:
