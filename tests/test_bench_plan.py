@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from uniecs import cli
 from uniecs.bench.plan import Demand, Measured, Need, needs, read_measured
 from uniecs.bench.run import Results
 from uniecs.bench.samples import Case, Measurement, Round
+from uniecs.bench.scenarios import QUICK, Effort
 from uniecs.errors import InputError
 
 MIX = {"text": 0.7, "image": 0.2, "both": 0.1}
@@ -119,7 +121,7 @@ def test_what_is_read_from_results() -> None:
     assert found.catalogue_core_s == pytest.approx(4 / 80) and found.model_bytes == 4 * 10**8
     assert found.gpu_s == {}
     small = read_measured(results(), "int8")
-    assert (small.graph_bytes, small.search_core_s) == (450, pytest.approx(0.002))  # searched for longer
+    assert small.graph_bytes == 450 and small.search_core_s == pytest.approx(0.002)  # searched for longer
     gpu = read_measured(results("cuda"), "float32")
     assert gpu.gpu_s == pytest.approx({"text": 1 / 200, "image": 1 / 100, "both": 1 / 80})
     assert gpu.encode_core_s == pytest.approx({"text": 0.0001, "image": 0.004, "both": 0.0041})
@@ -149,9 +151,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert words in out
     assert cli.main([*argv, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["demand"]["qps"] == 2000 and len(document["needs"]) == 6
+    assert document["demand"]["qps"] == 2000 and len(document["needs"]) == 6 and not document["caveats"]
     assert cli.main([*argv[:-1], str(tmp_path / "absent.json")]) == 1
     for bad in (argv[:-2], [*argv[:6], "text", *argv[7:]]):
         with pytest.raises(SystemExit) as exit_:
             cli.main(bad)
         assert exit_.value.code == 2
+
+
+def test_a_plan_from_quick_results_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = results()
+    quick.about["settings"] = {**asdict(QUICK), "stages": []}
+    quick.complete = False
+    quick.write(tmp_path / "r.json")
+    argv = ["plan", "--products", "1e6", "--qps", "2", "--mix", "text=1", "--results", str(tmp_path / "r.json")]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "WARNING: measured with --quick" in out and "WARNING: the run was interrupted" in out
+    assert cli.main([*argv, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["caveats"]) == 2
+    quick.about["settings"] = {**asdict(Effort()), "stages": []}
+    assert quick.caveats() == ["the run was interrupted: rounds are missing"]

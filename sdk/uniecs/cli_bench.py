@@ -56,7 +56,8 @@ def _plan(args: argparse.Namespace) -> int:
     results = read_results(args.results)
     found = needs(demand, read_measured(results, args.storage))
     if args.json:
-        print_json({"demand": asdict(demand), "results": str(args.results), "needs": [asdict(each) for each in found]})
+        about = {"results": str(args.results), "caveats": results.caveats()}
+        print_json({"demand": asdict(demand), **about, "needs": [asdict(each) for each in found]})
     else:
         print(as_text(demand, found, results))
     return 0

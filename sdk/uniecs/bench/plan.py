@@ -188,7 +188,8 @@ def as_text(demand: Demand, found: list[Need], results: Results) -> str:
         f"{demand.products:,.0f} products, {demand.qps:,.0f} queries a second, "
         + ", ".join(f"{kind} {share:.0%}" for kind, share in demand.mix.items()),
         f"measured: {about['bundle']['model_id']}, {about['backend']} {about['main_precision']} on {machine['cpu']}, "
-        f"{machine['usable_cores']} cores, {about['started']}" + ("" if results.complete else "; INTERRUPTED"),
+        f"{machine['usable_cores']} cores, {about['started']}",
+        *(f"WARNING: {each}" for each in results.caveats()),
     ]
     for each in found:
         rounded = math.ceil(each.value) if each.unit in ("cores", "GPUs") else each.value

@@ -111,8 +111,7 @@ def _run(name: str, results: Results) -> str:
     ]
     head = f"<header><h1>{html.escape(bundle['name'])}: what a query costs</h1>"
     head += "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-    if not results.complete:
-        head += '<p class="warn">This run was interrupted: rounds are missing.</p>'
+    head += "".join(f'<p class="warn">{each}</p>' for each in results.caveats())
     head += "</header>" + _tiles(results)
     floors = [machine_table(results), graph_table(results.graphs)]
     sections = [

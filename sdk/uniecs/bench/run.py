@@ -19,7 +19,7 @@ from uniecs.bench.machine import describe_machine, git_commit, gpu_state, load_a
 from uniecs.bench.operations import Floor, count_work, floor_of
 from uniecs.bench.quality import compare_precisions
 from uniecs.bench.samples import Measurement, Round, median
-from uniecs.bench.scenarios import STAGES, Bench, Effort, Task, graph_of, graph_shapes
+from uniecs.bench.scenarios import QUICK, STAGES, Bench, Effort, Task, graph_of, graph_shapes
 from uniecs.bundle import Bundle
 from uniecs.errors import InputError, UniecsError
 
@@ -44,6 +44,12 @@ class Results:
     def of(self, stage: str) -> list[Measurement]:
         """The measurements of a stage, by its name in `Case`."""
         return [each for each in self.measurements.values() if each.case.stage == stage]
+
+    def caveats(self) -> list[str]:
+        """Why the figures are not for use, or not all there."""
+        quick = dataclasses.asdict(QUICK).items() <= self.about.get("settings", {}).items()
+        found = ["measured with --quick: these figures are not for use"] if quick else []
+        return found if self.complete else [*found, "the run was interrupted: rounds are missing"]
 
     def to_dict(self) -> dict[str, Any]:
         """The document that is written; JSON types."""
