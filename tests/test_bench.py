@@ -349,6 +349,24 @@ def test_an_index_that_does_not_fit_is_refused_first(
         run.measure(mini(("end",), index=tmp_path / "other"))
 
 
+def test_a_precision_that_is_not_here_is_an_error_if_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encoder(bench: scenarios.Bench, precision: str) -> Any:
+        if precision != "fp32":
+            raise BackendError(f"no {precision} here")
+        return SimpleNamespace(encode=lambda texts: None)
+
+    def bench(precision: str) -> scenarios.Bench:
+        runtime = {"backend": "auto", "device": "auto", "precision": precision}
+        return scenarios.Bench(open_bundle(locate_bundle("mini")), TINY, tmp_path, None, runtime)
+
+    monkeypatch.setattr(scenarios.Bench, "encoder", encoder)
+    with pytest.raises(BackendError, match="no bf16 here"):
+        bench("bf16").encoders  # noqa: B018 (made on use)
+    assert list(bench("auto").encoders) == list(bench("fp32").encoders) == ["fp32"]
+
+
 def test_an_error_late_in_a_run_keeps_what_was_measured(
     tmp_path: Path, no_encoders: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
