@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 COUNT_TOLERANCE = 0.01
-ABOUT = ("machine", "versions", "git_commit", "bundle", "threads", "counter")
+RUNTIME = ("backend", "device", "main_precision", "threads", "counter")
+ABOUT = ("machine", "versions", "git_commit", "bundle", "model", "index", *RUNTIME, "settings", "rounds")
 
 
 @dataclass(frozen=True)

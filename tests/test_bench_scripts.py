@@ -74,6 +74,17 @@ def test_a_machine_that_changed_is_told(scripts: SimpleNamespace, tmp_path: Path
     assert "(floor) changed too, by 1.20" in capsys.readouterr().out
 
 
+def test_what_runs_are_not_alike_in_is_told(scripts: SimpleNamespace, tmp_path: Path, capsys: Any) -> None:
+    one = bench_file(tmp_path / "one", 1.0, (0.9, 1.1))
+    kept = json.loads(one.read_text())
+    other = {"backend": "onnxruntime", "device": "cuda", "main_precision": "bf16", "index": "shop.uniecs"}
+    other |= {"settings": {"rounds": 2}, "model": "base", "rounds": 2}
+    (tmp_path / "two").write_text(json.dumps({**kept, **other}))
+    assert scripts.compare.main([str(one), str(tmp_path / "two")]) == 0
+    out = capsys.readouterr().out
+    assert all(f"not alike in {key}: None -> {value}\n" in out for key, value in other.items())
+
+
 def test_metrics_that_one_run_lacks(scripts: SimpleNamespace) -> None:
     def counts(**paths: int) -> dict[str, Any]:
         return {
