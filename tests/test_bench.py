@@ -451,6 +451,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         ["bench", "mini", "--stages", "nonsense"],
         ["bench", "mini", "--rates", "10,no"],
         ["bench", "mini", "--rates", "0"],
+        ["bench", "mini", "--stages", "open"],
     ],
 )
 def test_wrong_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

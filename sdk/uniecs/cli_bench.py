@@ -101,6 +101,8 @@ def _bench(args: argparse.Namespace) -> int:
     bundle = open_bundle(locate_bundle(args.bundle))
     effort, stages = QUICK if args.quick else Effort(), args.stages or USUAL_STAGES
     stages += ("compare",) if args.compare else ()
+    if "open" in stages and "closed" not in stages and not args.rates:
+        args.parser.error("the stage open takes its rates from the stage closed: add that, or give --rates")
     runtime = {"backend": args.backend, "device": args.device, "precision": args.precision}
     out = args.out or Path(f"bench-{bundle.model_id}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
