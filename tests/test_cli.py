@@ -131,6 +131,7 @@ def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture
         ("code=1_0", ("code", "1_0")),
         ("code=1e999", ("code", "1e999")),
         ("code=a=b", ("code", "a=b")),
+        ('code="a\nb"', ("code", "a\nb")),
     ],
 )
 def test_where_conditions(text: str, expected: tuple[str, Any]) -> None:
@@ -139,7 +140,7 @@ def test_where_conditions(text: str, expected: tuple[str, Any]) -> None:
     assert type(value) is type(expected[1])
 
 
-@pytest.mark.parametrize("text", ["", "=", "key", "key=", "=value"])
+@pytest.mark.parametrize("text", ["", "=", "key", "key=", "=value", "key=\n", "key=a\nb"])
 def test_where_refuses_half_conditions(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match="expected key=value"):
         cli_search.parse_condition(text)

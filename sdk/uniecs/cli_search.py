@@ -84,8 +84,12 @@ def parse_condition(text: str) -> tuple[str, Any]:
     commas (CSV quoting protects a comma). An entry that reads as a number or as true/false matches both the
     number or boolean and the text as written, so that `year=2010` finds 2010 and "2010".
     """
-    key, equals, value = text.partition("=")
-    if not (key and equals and value):
+    key, _, value = text.partition("=")
+    try:
+        written = next(csv.reader([value]))
+    except csv.Error:  # a line break that no quotes protect
+        written = []
+    if not (key and written):
         raise argparse.ArgumentTypeError(f"{text!r}; expected key=value, key=a,b or key=low..high")
     low, dots, high = value.partition("..")
     if dots and (low or high):
@@ -93,7 +97,7 @@ def parse_condition(text: str) -> tuple[str, Any]:
         if all(end is not None or not text for end, text in zip(ends, (low, high), strict=True)):
             return key, tuple(ends)
     entries: list[Any] = []
-    for entry in next(csv.reader([value])):
+    for entry in written:
         typed = {"true": True, "false": False}.get(entry, _number(entry))
         entries += [entry] if typed is None else [typed, entry]
     return key, entries if len(entries) > 1 else entries[0]
