@@ -127,10 +127,12 @@ def test_what_is_read_from_results() -> None:
     assert gpu.encode_core_s == pytest.approx({"text": 0.0001, "image": 0.004, "both": 0.0041})
 
 
-@pytest.mark.parametrize("stage", ["closed loop", "search", "batch", "cold start"])
+@pytest.mark.parametrize("stage", ["closed loop", "search", "batch", "cold start", "preprocess"])
 def test_results_that_lack_a_stage(stage: str) -> None:
-    some = results()
+    some = results("cuda" if stage == "preprocess" else "cpu")
     some.measurements = {key: each for key, each in some.measurements.items() if each.case.stage != stage}
+    started = Measurement(Case("cold start", "import uniecs"), [Round(np.ones(1, np.float32), 1, 1, 1)])
+    some.measurements["import"] = started  # a start that no model is in
     with pytest.raises(InputError, match=stage):
         read_measured(some, "float32")
     with pytest.raises(InputError, match="hnsw"):
@@ -153,6 +155,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     document = json.loads(capsys.readouterr().out)
     assert document["demand"]["qps"] == 2000 and len(document["needs"]) == 6 and not document["caveats"]
     assert cli.main([*argv[:-1], str(tmp_path / "absent.json")]) == 1
+    odd = results()
+    odd.about["machine"] = {"usable_cores": 4}
+    odd.write(tmp_path / "odd.json")
+    assert cli.main([*argv[:-1], str(tmp_path / "odd.json")]) == 1
+    assert "odd.json lacks 'memory_bytes'" in capsys.readouterr().err
     for bad in (argv[:-2], [*argv[:6], "text", *argv[7:]]):
         with pytest.raises(SystemExit) as exit_:
             cli.main(bad)

@@ -22,7 +22,6 @@ from uniecs.bench.scenarios import KINDS
 from uniecs.errors import InputError
 
 VOID = {"meta", "br", "line", "circle", "rect", "path"}
-INDEX = {"sets": {"some vectors": {"search": {"1": {"points": {}}}}}}
 POINTS = [{"ef": 10, "recall": 0.9, "qps": 9000.0}, {"ef": 64, "recall": 0.99, "qps": 2000.0}]
 
 
@@ -86,12 +85,14 @@ def full_results() -> Results:
     return Results(about, made, [quality], graphs_, {}, True)
 
 
+def index_results(points: dict[str, Any]) -> dict[str, Any]:
+    return {"sets": {"some vectors": {"search": {"1": {"points": points}}}}}
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> tuple[str, Page]:
     full_results().write(tmp_path / "run.json")
-    index: dict[str, Any] = json.loads(json.dumps(INDEX))
-    index["sets"]["some vectors"]["search"]["1"]["points"] = {"uniecs float32": POINTS, "faiss": POINTS}
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "index.json").write_text(json.dumps(index_results({"uniecs float32": POINTS, "faiss": POINTS})))
     row = {"work": "text query", "peer": "slow <one>", "ms": 4.0, "ours_ms": 2.0, "ratio": 2.0}
     rows = [
         {**row, "ratio_interval": [1.8, 2.2]},
@@ -118,7 +119,7 @@ def test_every_plot_is_there(page: tuple[str, Page]) -> None:
     captions = page[1].captions
     wanted = [f"{name}{kind}" for name in ("A query by ", "Latency of a query by ", "Batches: ") for kind in KINDS]
     wanted += ["Closed loop", "Open loop", "Threads", "The graph, 9 vectors", "text query"]
-    wanted += ["Share of the floor, batch 1", "Share of the floor, batch 32", "some vectors (index.json)"]
+    wanted += ["Share of the floor, batch 1", "Share of the floor, batch 32", "some vectors"]
     assert sorted(captions) == sorted(wanted)
 
 
@@ -136,19 +137,46 @@ def test_the_drawings_are_xml_without_bad_numbers(page: tuple[str, Page]) -> Non
 
 def test_a_run_that_was_interrupted_says_so(tmp_path: Path) -> None:
     results = full_results()
-    results.complete, results.measurements = False, {}
-    results.graphs, results.quality = [], []
+    results.complete = False
     results.write(tmp_path / "a.json")
     write_report([tmp_path / "a.json"], tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text("utf-8")
-    assert "interrupted" in text and "<svg" not in text
+    assert "the run was interrupted" in text
 
 
-@pytest.mark.parametrize("text", ["no", "[]", "{}", '{"format": "other"}'])
-def test_files_of_something_else_are_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("no", "Expecting value"),
+        ("[]", "no results"),
+        ("{}", "no results"),
+        ('{"format": "other"}', "no results"),
+        ('{"format": "uniecs-peers"}', "lacks 'rows'"),
+        ('{"format": "uniecs-peers", "rows": []}', "nothing that can be drawn"),
+        ('{"sets": {"some": 1}}', "no attribute"),
+        (json.dumps(index_results({})), "nothing that can be drawn"),
+        (json.dumps({**full_results().to_dict(), "machine": {}}), "lacks 'memory_bytes'"),
+        (json.dumps({**full_results().to_dict(), "measurements": [], "quality": []}), "nothing that can be drawn"),
+    ],
+)
+def test_files_of_something_else_and_parts_of_files_are_refused(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(InputError, match=r"a\.json"):
+    with pytest.raises(InputError, match=rf"a\.json.* {why}"):
         write_report([tmp_path / "a.json"], tmp_path / "a.html")
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_two_files_of_one_name_are_both_drawn_and_neither_is_overwritten(tmp_path: Path) -> None:
+    sources = [tmp_path / name / "index.json" for name in "ab"]
+    for path in sources:
+        path.parent.mkdir()
+        path.write_text(json.dumps(index_results({"faiss": POINTS})))
+    write_report(sources, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert Page(text).captions == ["some vectors"] * 2 and all(str(path) in text for path in sources)
+    with pytest.raises(InputError, match="one of the results"):
+        write_report(sources, tmp_path / "b" / ".." / "a" / "index.json")
+    assert json.loads(sources[0].read_text("utf-8"))
 
 
 def test_ticks() -> None:

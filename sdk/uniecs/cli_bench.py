@@ -50,16 +50,18 @@ def _mix(text: str) -> dict[str, float]:
 
 def _plan(args: argparse.Namespace) -> int:
     from uniecs.bench.plan import Demand, as_text, needs, read_measured
-    from uniecs.bench.run import read_results
+    from uniecs.bench.run import read_results, reading
 
     demand = Demand(args.products, args.qps, args.mix, args.storage)
     results = read_results(args.results)
-    found = needs(demand, read_measured(results, args.storage))
+    with reading(args.results):
+        found = needs(demand, read_measured(results, args.storage))
+        text = as_text(demand, found, results)
     if args.json:
         about = {"results": str(args.results), "caveats": results.caveats()}
         print_json({"demand": asdict(demand), **about, "needs": [asdict(each) for each in found]})
     else:
-        print(as_text(demand, found, results))
+        print(text)
     return 0
 
 

@@ -71,17 +71,18 @@ def read_measured(results: Results, storage: str) -> Measured:
     """What was measured; raises `InputError` naming the stage that is missing."""
     about, cores = results.about, results.about["machine"]["usable_cores"]
     sizes = about.get("bytes_per_product") or {}
-    lacking = [stage for stage in ("closed loop", "search", "batch", "cold start") if not results.of(stage)]
+    models = [each.figures()["rss_bytes"] or 0 for each in results.of("cold start") if each.case.precision]
+    prepared = {each.case.what: p50(each) / 1e3 for each in results.of("preprocess")}
+    main, on_gpu = about["main_precision"], about["device"] == "cuda"
+    lacking = [stage for stage in ("closed loop", "search", "batch") if not results.of(stage)]
+    lacking += [] if models else ["cold start"]
+    lacking += ["preprocess"] if on_gpu and not prepared.keys() >= {*STEPS["both"]} else []
     lacking += [] if f"graph {storage}" in sizes and "store" in sizes else ["hnsw"]
     if lacking:
         raise InputError(f"the results lack the stage {lacking[0]!r}: run `uniecs bench` with all stages")
     search_s = _search_s(results, storage)
-    models = [each.figures()["rss_bytes"] or 0 for each in results.of("cold start") if each.case.precision]
-    main = about["main_precision"]
-    on_gpu = about["device"] == "cuda"
     best = {kind: _best(results, "batch", kind, main) for kind in KINDS}
     if on_gpu:  # the cores prepare, the GPU embeds
-        prepared = {each.case.what: p50(each) / 1e3 for each in results.of("preprocess")}
         core_s = {kind: sum(prepared[step] for step in STEPS[kind]) for kind in KINDS}
     else:
         core_s = {kind: max(cores / _best(results, "closed loop", kind, main) - search_s, 0.0) for kind in KINDS}

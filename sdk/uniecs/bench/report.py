@@ -10,7 +10,7 @@ from typing import Any
 
 from uniecs.bench import plots
 from uniecs.bench.charts import bar_chart, line_chart
-from uniecs.bench.run import FORMAT, Results
+from uniecs.bench.run import FORMAT, Results, reading
 from uniecs.bench.tables import Table, all_tables, figure, graph_table, machine_table, quality_table
 from uniecs.errors import InputError
 
@@ -62,30 +62,33 @@ COLOURS = "".join(
 
 
 def write_report(sources: Sequence[Path], out: Path) -> None:
-    """Write the page of some results: of `uniecs bench`, benchmarks/index.py and benchmarks/peers.py, by turns.
+    """Write the page of some results: of `uniecs bench`, benchmarks/index.py and benchmarks/peers.py, in their order.
 
-    Raises `InputError` for a file that is none of these, `OSError`.
+    Raises `InputError` for a file that is none of these or has nothing to draw, or if `out` is one of them; `OSError`.
     """
-    runs, indexes, peers = list[tuple[str, Results]](), dict[str, Any](), list[tuple[str, dict[str, Any]]]()
-    for path in sources:
-        try:
-            data = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
+    if out.resolve() in [each.resolve() for each in sources]:
+        raise InputError(f"{out} is one of the results; choose another file for the report")
+    body = "".join(_shown(path) for path in sources)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(_page("What uniecs costs", body), encoding="utf-8")
+
+
+def _shown(path: Path) -> str:
+    """What a file of results has on the page."""
+    with reading(path):
+        data = json.loads(path.read_text("utf-8"))
         kind = data.get("format") if isinstance(data, dict) else None
         if kind == FORMAT:
-            runs.append((path.name, Results.from_dict(data)))
+            shown = _run(str(path), Results.from_dict(data))
         elif kind == "uniecs-peers":
-            peers.append((path.name, data))
+            shown = _peers(str(path), data)
         elif isinstance(data, dict) and isinstance(data.get("sets"), dict):
-            indexes |= {f"{name} ({path.name})": each for name, each in data["sets"].items()}
+            shown = _index(str(path), data["sets"])
         else:
-            raise InputError(f"{path} holds no results that a report can show; see `uniecs bench --help`")
-    body = [_run(name, results) for name, results in runs]
-    body += [_index(indexes)] if indexes else []
-    body += [_peers(name, data) for name, data in peers]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(_page("What uniecs costs", "".join(body)), encoding="utf-8")
+            raise InputError("it holds no results that a report can show; see `uniecs bench --help`")
+        if not shown:
+            raise InputError("it holds nothing that can be drawn")
+    return shown
 
 
 def _page(title: str, body: str) -> str:
@@ -98,7 +101,9 @@ def _page(title: str, body: str) -> str:
 
 
 def _run(name: str, results: Results) -> str:
-    """All sections of one run of `uniecs bench`."""
+    """All sections of one run of `uniecs bench`; nothing of one without a figure."""
+    if not (results.measurements or results.quality):
+        return ""
     about = results.about
     machine, bundle = about["machine"], about["bundle"]
     memory = "" if machine["memory_bytes"] is None else f", {machine['memory_bytes'] / 2**30:.0f} GiB"
@@ -184,9 +189,9 @@ def _table(table: Table) -> str:
     )
 
 
-def _index(sets: Mapping[str, Any]) -> str:
+def _index(name: str, sets: Mapping[str, Any]) -> str:
     charts = [line_chart(*chart) for chart in plots.index_recall(sets)]
-    text = "Same vectors, M and ef_construction for all, one thread, by turns (benchmarks/index.py)."
+    text = f"Same vectors, M and ef_construction for all, one thread, by turns ({html.escape(name)})."
     return _section("Search beside other packages", text, charts)
 
 
@@ -207,4 +212,5 @@ def _peers(name: str, data: Mapping[str, Any]) -> str:
     ]
     head = ("", "peer ms", "uniecs ms", "ratio", "95 % interval", "")
     text = f"Each peer in a process of its own, in rounds; a ratio above 1 is in our favour ({html.escape(name)})."
-    return _section("Beside other packages", text, charts, [Table("Rows, lost ones first", head, lines)])
+    table = Table("Rows, lost ones first", head, lines) if lines else None
+    return _section("Beside other packages", text, charts, [table])

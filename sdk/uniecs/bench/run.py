@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -78,12 +79,21 @@ class Results:
         partial.replace(path)
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise one `InputError`, which names the file, for whatever in it is lacking, damaged or something else."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"{path} lacks {error}") from error
+    except (ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        raise InputError(f"{path}: {error}") from error  # `InputError` is a ValueError too
+
+
 def read_results(path: Path) -> Results:
     """Read what `Results.write` wrote; raises `InputError` or `OSError`."""
-    try:
+    with reading(path):
         return Results.from_dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, RecursionError) as error:  # `InputError` is a ValueError too
-        raise InputError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)
