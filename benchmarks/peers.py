@@ -7,8 +7,9 @@
 GB). Each peer embeds the same texts and photos as its documentation shows, with weights of the same
 sizes, and is set up as it recommends; what is not alike stands in the notes. Each round gives every peer one turn, in
 another order, after two rounds of warm-up. A figure is the median over rounds, its spread the quartiles; a ratio is the
-peer's median over ours, its interval that of 2,000 bootstrap samples of rounds (95 %). A peer that cannot be imported
-is a row that says why. All workers stay loaded: expect some 16 GB with base (an estimate).
+peer's median over ours, its interval (95 %) Student's t on the logarithms of the rounds' ratios, which fewer than three
+rounds have not. A peer that cannot be imported is a row that says why. All workers stay loaded: expect some 16 GB with
+base (an estimate).
 
 Needs `uniecs[train,export,bench,peers]`, and for the peers that are no part of it, each in a folder of its own:
 
@@ -38,9 +39,11 @@ from typing import Any
 
 import numpy as np
 
+from uniecs.bench.samples import interval
+
 FORMAT = "uniecs-peers"
 WARM_ROUNDS = 2
-BOOTSTRAP = 2000
+LEAST_ROUNDS = 3
 CALLS, TURN_S = 5, 0.5
 """Calls of a turn at most, and seconds after which no further one begins."""
 OURS = "uniecs "
@@ -158,14 +161,11 @@ def _rotated(names: list[str], turn: int) -> list[str]:
     return names[start:] + names[:start]
 
 
-def ratio(peer: Sequence[float], ours: Sequence[float], seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """Median of the peer over ours, and the 95 % interval over bootstrap samples of whole rounds."""
-    both = np.array([peer, ours])
-    drawn = np.random.default_rng(seed).integers(0, both.shape[1], (BOOTSTRAP, both.shape[1]))
-    medians = np.median(both[:, drawn], axis=2)
-    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
-    one, other = np.median(both, axis=1)
-    return float(one / other), (float(low), float(high))
+def ratio(peer: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """Median of the peer over ours, and the 95 % interval of the rounds' ratios; None of a few rounds."""
+    rounds = [one / other for one, other in zip(peer, ours, strict=True)]
+    found = float(np.median(peer) / np.median(ours))
+    return found, interval(rounds) if len(rounds) >= LEAST_ROUNDS else None
 
 
 def rows_of(
@@ -178,7 +178,7 @@ def rows_of(
         whole = {name: each for name, each in taken.items() if each and len(each) == rounds}
         for own in (name for name in whole if name.startswith(OURS)):
             for peer in (name for name in whole if not name.startswith(OURS)):
-                found, interval = ratio(whole[peer], whole[own])
+                found, between = ratio(whole[peer], whole[own])
                 quartiles = np.percentile(whole[peer], [25, 75])
                 note = "; ".join(notes[peer][key] for key in ("", work) if key in notes[peer])
                 own_note = notes[own].get(work)
@@ -190,7 +190,7 @@ def rows_of(
                         "quartiles_ms": [float(each) * 1e3 for each in quartiles],
                         "ours_ms": float(np.median(whole[own])) * 1e3,
                         "ratio": found,
-                        "ratio_interval": list(interval),
+                        "ratio_interval": between,
                         "note": f"{note}; ours: {own_note}" if own_note else note,
                     }
                 )
@@ -281,8 +281,8 @@ def line(row: Mapping[str, Any]) -> str:
     """For people."""
     if not row.get("ratio"):
         return f"{row['work']:38} {row['peer']:34} {row['note']}"
-    low, high = row["ratio_interval"]
-    ratios = f"{row['ratio']:6.2f}x [{low:.2f}, {high:.2f}]"
+    between = ", ".join(f"{each:.2f}" for each in row["ratio_interval"] or ())
+    ratios = f"{row['ratio']:6.2f}x [{between}]"
     return f"{row['work']:38} {row['peer']:34} {row['ms']:10.2f} ms {row['ours_ms']:10.2f} ms {ratios}  {row['note']}"
 
 

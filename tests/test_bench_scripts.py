@@ -118,8 +118,16 @@ def test_ratio_and_its_interval(scripts: SimpleNamespace) -> None:
     noise = np.random.default_rng(0).normal(1, 0.02, (2, 40))
     found, (low, high) = scripts.peers.ratio((3 * noise[0]).tolist(), noise[1].tolist())
     assert low < found < high and found == pytest.approx(3, rel=0.02) and high / low < 1.06
-    found, interval = scripts.peers.ratio([2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
-    assert (found, *interval) == (2, 2, 2)
+    found, interval = scripts.peers.ratio([2.0, 4.0, 2.0], [1.0, 2.0, 1.0])
+    assert (found, *interval) == pytest.approx((2, 2, 2))  # a slow round is slow for both
+    assert scripts.peers.ratio([2.0, 2.1], [1.0, 1.0])[1] is None
+
+
+def test_an_interval_of_few_rounds_holds_the_ratio(scripts: SimpleNamespace) -> None:
+    """In 95 of 100 runs; of bootstrap samples in some 75."""
+    rounds = np.exp(np.random.default_rng(0).normal(0, 0.1, (400, 2, 3)))
+    held = [low <= 1 <= high for low, high in (scripts.peers.ratio(*each)[1] for each in rounds)]
+    assert 0.92 < np.mean(held) < 0.98
 
 
 def test_rows_put_lost_ones_first(scripts: SimpleNamespace) -> None:
@@ -127,6 +135,7 @@ def test_rows_put_lost_ones_first(scripts: SimpleNamespace) -> None:
     rows = scripts.peers.rows_of(seconds, {"uniecs fp32": {}, "slow": {"": "n"}, "fast": {}})
     assert [(row["peer"], row["ratio"], row["note"]) for row in rows] == [("fast", 0.5, ""), ("slow", 3.0, "n")]
     assert rows[0]["ours_ms"] == 2000 and "uniecs fp32" in rows[0]["work"]
+    assert rows[0]["ratio_interval"] is None and "0.50x []" in scripts.peers.line(rows[0])  # of two rounds
 
 
 WORKER = """
