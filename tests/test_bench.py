@@ -96,6 +96,23 @@ def test_open_loop_counts_from_the_arrival() -> None:
     assert percentiles(done.ms)["max"] == pytest.approx(2500)
 
 
+def test_an_open_loop_that_is_asked_for_too_much_ends_and_says_so() -> None:
+    """Ten arrivals a second, one answer: after 5 s what still waits is given up, in the results and the table."""
+    clock = FakeClock()
+
+    def call(number: int) -> None:
+        clock.time += 1.0
+
+    arrivals = [number / 10 for number in range(20)]
+    done = open_loop(call, arrivals, 1, seconds=5.0, clock=Clock(clock.now, clock.wait))
+    assert (len(done.ms), done.given_up) == (5, 15) and done.wall_s == pytest.approx(5.0)
+    made = Measurement(Case("open loop", "text", rate=10.0), [done])
+    again = Measurement.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert again.to_dict()["overloaded"] and "overloaded" in tables.stage_table("open loop", [again]).lines[0][0]
+    even = open_loop(call, arrivals[:2], 1, seconds=5.0, clock=Clock(clock.now, clock.wait))
+    assert even.given_up == 0 and not Measurement(made.case, [even]).figures()["overloaded"]
+
+
 def test_open_loop_raises_what_a_worker_raised() -> None:
     def call(number: int) -> None:
         raise BackendError("no")
@@ -119,7 +136,7 @@ def test_an_interrupt_waits_for_the_calls_under_way_and_for_no_arrival(kind: str
         if kind == "closed":
             closed_loop(call, 5.0, concurrency=3)
         else:
-            open_loop(call, [0.0, 0.0, 5.0], 3)
+            open_loop(call, [0.0, 0.0, 5.0], 3)  # the third never comes
     assert threading.enumerate() == before and time.perf_counter() - begun < 3
 
 
@@ -130,7 +147,14 @@ def test_poisson_arrivals() -> None:
     assert len(arrivals) == pytest.approx(10_000, rel=0.05)
     gaps = np.diff(arrivals)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # exponential
-    assert len(poisson(0.001, 1.0, 0)) == 1
+    assert poisson(0.001, 1.0, 0).tolist() == [1.0]  # at least one, and no wait of minutes for it
+
+
+def test_an_open_loop_is_bounded_at_any_rate() -> None:
+    """A million arrivals a second for 5 s: some 4,000 are made, and given up after twice their time."""
+    task = scenarios.Task(Case("open loop", "text", concurrency=2, rate=1e6), lambda number: time.sleep(0.01))
+    done = run.measure_once(task, scenarios.Effort(slice_s=0.001), 0)
+    assert 3_700 < len(done.ms) + done.given_up < 4_300 and done.wall_s < 3 and done.given_up
 
 
 def measurement(stage: str = "encode", seconds: float = 1.0, **case: Any) -> Measurement:

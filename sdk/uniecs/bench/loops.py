@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +27,11 @@ class Clock:
 
 
 CLOCK = Clock()
+MOST = 4_000
+"""Calls of a round."""
 
 
-def closed_loop(call: Call, seconds: float, *, most: int = 4_000, concurrency: int = 1, clock: Clock = CLOCK) -> Round:
+def closed_loop(call: Call, seconds: float, *, most: int = MOST, concurrency: int = 1, clock: Clock = CLOCK) -> Round:
     """`concurrency` threads call without a pause for `seconds`, each at least once, all together about `most` times.
 
     `call` is given the number of the call.
@@ -50,15 +54,17 @@ def closed_loop(call: Call, seconds: float, *, most: int = 4_000, concurrency: i
 
 
 def poisson(rate: float, seconds: float, seed: int) -> npt.NDArray[np.float64]:
-    """Arrival times in [0, `seconds`) of a Poisson process of `rate` a second, at least one; fixed by the seed."""
+    """Arrival times until `seconds` of a Poisson process of `rate` a second, at least one; fixed by the seed."""
     random = np.random.default_rng(seed)
     gaps = random.exponential(1 / rate, max(16, int(2 * rate * seconds) + 64))
     arrivals = np.cumsum(gaps)
-    return arrivals[: max(1, int(np.searchsorted(arrivals, seconds)))]
+    return np.minimum(arrivals[: max(1, int(np.searchsorted(arrivals, seconds)))], seconds)
 
 
-def open_loop(call: Call, arrivals: Sequence[float], workers: int, *, clock: Clock = CLOCK) -> Round:
-    """Call once for each arrival (seconds from now, ascending), by `workers` threads.
+def open_loop(
+    call: Call, arrivals: Sequence[float], workers: int, *, seconds: float = math.inf, clock: Clock = CLOCK
+) -> Round:
+    """Call once for each arrival (seconds from now, ascending), by `workers` threads, and begin none after `seconds`.
 
     A sample runs from the moment that was set to the end of the call: it holds what the call waited while all workers
     were busy, which a loop that sends its next call only after an answer leaves out (coordinated omission).
@@ -70,7 +76,7 @@ def open_loop(call: Call, arrivals: Sequence[float], workers: int, *, clock: Clo
     begun = clock.now()
 
     def work(_: int, stop: threading.Event) -> None:
-        while not stop.is_set():
+        while not stop.is_set() and clock.now() < begun + seconds:
             with taking:
                 number = next(numbers, None)
             if number is None:
@@ -82,11 +88,12 @@ def open_loop(call: Call, arrivals: Sequence[float], workers: int, *, clock: Clo
             latencies[number] = clock.now() - due
             done[number] = True
 
-    return _spent(
+    spent = _spent(
         lambda: _together(work, workers),
         lambda: [each for each, is_ in zip(latencies, done, strict=True) if is_],
         clock,
     )
+    return dataclasses.replace(spent, given_up=len(arrivals) - len(spent.ms))
 
 
 def _together(work: Callable[[int, threading.Event], None], count: int) -> None:

@@ -11,7 +11,7 @@ from uniecs.bench.charts import Axis, Bar, Series, bar_chart, line_chart
 from uniecs.bench.run import Results
 from uniecs.bench.samples import Measurement, median
 from uniecs.bench.scenarios import KINDS, USUAL_PX, USUAL_TOKENS
-from uniecs.bench.tables import GOAL, figure
+from uniecs.bench.tables import GOAL, OVERLOADED, figure
 
 COLOUR = {"fp32": 0, "bf16": 1, "int8": 2, "fp16": 3}
 KIND_COLOUR = {"text": 0, "image": 1, "both": 2}
@@ -111,8 +111,8 @@ def loops(results: Results) -> list[str]:
 
 
 def _setting(each: Measurement) -> str:
-    case = each.case
-    return f"{case.concurrency} clients" if case.rate is None else f"{case.rate:g} arrivals a second"
+    case, overloaded = each.case, OVERLOADED if each.figures()["overloaded"] else ""
+    return f"{case.concurrency} clients" if case.rate is None else f"{case.rate:g} arrivals a second{overloaded}"
 
 
 def scaling(results: Results) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from uniecs.bench import scenarios
-from uniecs.bench.loops import closed_loop, open_loop, poisson
+from uniecs.bench.loops import MOST, closed_loop, open_loop, poisson
 from uniecs.bench.machine import describe_machine, git_commit, gpu_state, load_average, versions
 from uniecs.bench.operations import Floor, count_work, floor_of
 from uniecs.bench.quality import compare_precisions
@@ -28,6 +28,8 @@ FORMAT, FORMAT_VERSION = "uniecs-bench", 1
 EVERY_STAGE = (*STAGES, "open", "quality")
 USUAL_STAGES = tuple(each for each in EVERY_STAGE if each != "compare")
 WARM_CALLS = 2
+PATIENCE = 2
+"""Times the seconds in which queries arrive; an open loop that has not begun them all by then is overloaded."""
 
 
 @dataclass
@@ -220,7 +222,9 @@ def measure_once(task: Task, effort: Effort, turn: int) -> Round:
     if warm is None or warm.wall_s < effort.slice_s:
         closed_loop(task.call, effort.slice_s / 4, most=WARM_CALLS)
     if case.rate is not None:
-        return open_loop(task.call, poisson(case.rate, effort.loop_s, turn).tolist(), case.concurrency)
+        asked_s = min(effort.loop_s, MOST / case.rate)
+        arrivals = poisson(case.rate, asked_s, turn).tolist()
+        return open_loop(task.call, arrivals, case.concurrency, seconds=PATIENCE * asked_s)
     seconds = effort.loop_s if case.stage == "closed loop" else effort.slice_s
     return closed_loop(task.call, seconds, concurrency=case.concurrency)
 

@@ -48,12 +48,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Round:
-    """The samples of one case in one round, in ms, and what the process spent on them; None is unknown."""
+    """The samples of one case in one round, in ms, and what the process spent on them; None is unknown.
+
+    `given_up` are arrivals of an open loop that were still waiting at its end: it was overloaded.
+    """
 
     ms: Floats
     wall_s: float
     cpu_s: float | None
     rss_bytes: int | None
+    given_up: int = 0
 
 
 @dataclass
@@ -70,7 +74,7 @@ class Measurement:
         return np.concatenate([each.ms for each in self.rounds])
 
     def figures(self) -> dict[str, Any]:
-        """Latency (ms), its interval, items a second, CPU ms a call and resident bytes; JSON types."""
+        """Latency (ms), its interval, items a second, CPU ms a call, resident bytes, overload; JSON types."""
         calls, wall = sum(len(each.ms) for each in self.rounds), sum(each.wall_s for each in self.rounds)
         cpu = [each.cpu_s for each in self.rounds if each.cpu_s is not None]
         resident = [each.rss_bytes for each in self.rounds if each.rss_bytes is not None]
@@ -82,6 +86,7 @@ class Measurement:
             "per_s_interval": interval([len(each.ms) * self.case.batch / each.wall_s for each in self.rounds]),
             "cpu_ms": sum(cpu) * 1e3 / calls if len(cpu) == len(self.rounds) else None,
             "rss_bytes": max(resident, default=None),
+            "overloaded": any(each.given_up for each in self.rounds),
         }
 
     def to_dict(self) -> dict[str, Any]:

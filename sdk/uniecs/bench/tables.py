@@ -12,6 +12,8 @@ from uniecs.bench.samples import Measurement
 HEAD = ("", "p50 ms", "±", "p95", "p99", "max", "per s", "CPU ms", "MB")
 GOAL = 0.7
 """Of the floor's larger term, which a graph should reach at batch 32."""
+OVERLOADED = ", overloaded"
+"""Of an open loop that fell ever farther behind: its latency says how long it ran."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ def stage_table(stage: str, measured: Sequence[Measurement]) -> Table:
     for each in measured:
         found = each.figures()
         ms, rss = found["ms"], found["rss_bytes"]
-        cells = [name_of(each), figure(ms["p50"]), spread(found["p50_interval_ms"], ms["p50"])]
+        cells = [
+            name_of(each) + (OVERLOADED if found["overloaded"] else ""),
+            figure(ms["p50"]),
+            spread(found["p50_interval_ms"], ms["p50"]),
+        ]
         cells += [figure(ms[name]) for name in ("p95", "p99", "max")] + [
             figure(found["per_s"]),
             figure(found["cpu_ms"]),
