@@ -432,6 +432,12 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     assert (result.returncode, result.stderr) == (1, b"")
 
 
+def test_a_closed_stdout_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: {"default": {"works": True}})
+    monkeypatch.setattr(sys, "stdout", None)  # as after >&-
+    assert run("doctor", "--json") == 0
+
+
 def test_a_real_bundle_end_to_end(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (30, 40), (200, 20, 20)).save(tmp_path / "red.jpg")
     (tmp_path / "shop.csv").write_text("id,title,image\n1,red kurta,red.jpg\n2,blue bag,\n", encoding="utf-8")

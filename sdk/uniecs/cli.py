@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         status = command(args)
-        sys.stdout.flush()
+        print(end="", flush=True)  # into nothing where stdout is closed
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader (head, less) left: no more output, and none at interpreter exit either
