@@ -22,7 +22,7 @@ pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
 
 from uniecs.catalog import Product  # noqa: E402
 from uniecs.errors import ConfigError, TrainingError, UniecsError  # noqa: E402
-from uniecs.trainer.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
+from uniecs.trainer.checkpoint import Checkpoint, checkpoint_folder, load_checkpoint  # noqa: E402
 from uniecs.trainer.data import (  # noqa: E402
     Augmentation,
     augment,
@@ -246,6 +246,15 @@ def test_only_the_chosen_losses_are_summed(config: TrainConfig, tmp_path: Path) 
     assert run.loss_weights.mean().item() == pytest.approx(1)
     assert few.gradient_norm != every.gradient_norm
     run.save(tmp_path / "some")
+    for names in (NAMES, ("v2t", "pml"), ("t2t", "v2v")):
+        other = replace(config, optimizer=replace(config.optimizer, losses=names))
+        with pytest.raises(TrainingError, match=r"2 losses \['v2v', 't2t'\], not with"):
+            Run(other, ALONE, tmp_path / "some")
+    state_file = checkpoint_folder(tmp_path / "some") / "training_state.pt"
+    state = torch.load(state_file, weights_only=True)
+    del state["losses"]  # as in checkpoints of before it was kept
+    torch.save(state, state_file)
+    assert torch.equal(Run(some, ALONE, tmp_path / "some").loss_weights, run.loss_weights)
     with pytest.raises(TrainingError, match="2 losses"):
         Run(config, ALONE, tmp_path / "some")
     with pytest.raises(ConfigError, match="none of them twice"):
@@ -370,7 +379,7 @@ def test_the_command_line_trains_from_a_file(config: TrainConfig, tmp_path: Path
     assert main(["train", "--config", str(path)]) == 1  # the output exists
 
 
-def test_frozen_embeddings_and_rates(config: TrainConfig) -> None:
+def test_frozen_embeddings_and_rates(config: TrainConfig, tmp_path: Path) -> None:
     settings = replace(config.optimizer, freeze_word_embeddings=True, text_lr_scale=0.1, weight_decay=0.3)
     run = Run(replace(config, optimizer=settings), ALONE, None)
     frozen = run.model.text_encoder.backbone.embeddings.word_embeddings.weight.clone()
@@ -381,6 +390,15 @@ def test_frozen_embeddings_and_rates(config: TrainConfig) -> None:
         (1e-3, 0.3), (1e-3, 0.0), (1e-4, 0.3), (1e-4, 0.0)
     }  # fmt: skip
     assert all(each.dim() == 1 for group in groups if not group["weight_decay"] for each in group["params"])
+    run.save(tmp_path / "saved")
+    changed = replace(settings, learning_rate=1e-5, text_lr_scale=0.5, weight_decay=0.2)
+    resumed = Run(replace(config, optimizer=changed), ALONE, tmp_path / "saved")
+    assert {(group["peak_lr"], group["weight_decay"]) for group in resumed.optimizer.param_groups} == {
+        (1e-5, 0.2), (1e-5, 0.0), (5e-6, 0.2), (5e-6, 0.0)
+    }  # fmt: skip
+    assert len(resumed.optimizer.state) == len(run.optimizer.state) > 0
+    with pytest.raises(TrainingError, match="another freeze_word_embeddings"):
+        Run(replace(config, optimizer=replace(settings, freeze_word_embeddings=False)), ALONE, tmp_path / "saved")
 
 
 def test_the_schedule_warms_up_and_decays_to_zero() -> None:

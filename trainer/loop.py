@@ -135,19 +135,30 @@ class Run:
         self.loss_weights = torch.ones(len(optimizer.losses), device=world.device)
         self.step = 0
         if resume_from is not None:
-            state = load_training_state(resume_from)
-            self.optimizer.load_state_dict(state["optimizer"])
-            if state.get("scaler"):
-                self.stepper.scaler.load_state_dict(state["scaler"])
-            self.loss_weights, self.step = state["loss_weights"].to(world.device), int(state["step"])
-            if len(self.loss_weights) != len(optimizer.losses):
-                raise TrainingError(f"{resume_from} holds a run with {len(self.loss_weights)} losses")
+            self._restore(resume_from)
         self.tokenizer = Tokenizer(self.tokenizer_json, config.model_config.preprocessing.max_tokens)
         if self.tokenizer.vocab_size > config.model_config.text.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, more than the network's vocabulary"
             )
         self.pairs = pairs or pair_stream(config.data, tells=world.leads)
+
+    def _restore(self, folder: Path) -> None:
+        """The state beside a checkpoint; raises `TrainingError` where the run froze other weights or had other losses.
+
+        Rates and weight decay are those that the configuration gives now, not those that were saved.
+        """
+        state, losses = load_training_state(folder), list(self.config.optimizer.losses)
+        count, names = len(state["loss_weights"]), state.get("losses")  # older states do not name them
+        if count != len(losses) or names not in (None, losses):
+            raise TrainingError(f"{folder} holds a run with {count} losses {names or ''}, not with {losses}")
+        mine, saved = self.optimizer.state_dict(), state["optimizer"]
+        if [each["params"] for each in saved["param_groups"]] != [each["params"] for each in mine["param_groups"]]:
+            raise TrainingError(f"{folder} holds a run with another freeze_word_embeddings or freeze_encoders")
+        self.optimizer.load_state_dict({**mine, "state": saved["state"]})
+        if state.get("scaler"):
+            self.stepper.scaler.load_state_dict(state["scaler"])
+        self.loss_weights, self.step = state["loss_weights"].to(self.world.device), int(state["step"])
 
     def batches(self) -> Iterator[Batch]:
         """This rank's part of the batches of the steps that are left."""
@@ -190,6 +201,7 @@ class Run:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
+            "losses": list(self.config.optimizer.losses),
             "loss_weights": self.loss_weights.cpu(),
             "step": self.step,
         }
