@@ -131,6 +131,17 @@ def test_the_report_is_the_mean_over_the_seeds(path: Path, tmp_path: Path, capsy
     assert "| whole |" not in markdown_report(sweep, runs)
 
 
+def test_files_of_one_name_in_two_folders_are_not_one_run(path: Path) -> None:
+    text = path.read_text()
+    path.write_text(text + '[variants.half]\ndata = { catalog = "half/products.jsonl" }\n')
+    with pytest.raises(ConfigError, match="'whole' and 'half' differ in the folders"):
+        load_sweep(path)
+    path.write_text(text + '[variants.half]\ndata = { catalog = "half.jsonl" }\n[variants.again]\noutput = "x"\n')
+    sweep = load_sweep(path)
+    keys = {name: run_key(sweep.run_of(name, 0)) for name in sweep.variants}
+    assert keys["half"] != keys["whole"] == keys["again"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "match"),
     [

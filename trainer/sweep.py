@@ -77,12 +77,19 @@ def load_sweep(path: Path) -> Sweep:
     keys = SweepFile.from_dict(document)
     if not keys.seeds:
         raise ConfigError(f"{path} has no seeds")
-    configs = {}
+    configs: dict[str, TrainConfig] = {}
+    named: dict[str, str] = {}
     for name, changes in variants.items():
         config = train_config(merged({"output": "", **base}, changes, name), path.parent)
         if config.validation is None:
             raise ConfigError(f"{path}: base needs a validation table, on whose pairs the runs are compared")
         configs[name] = config
+        twin = named.setdefault(run_key(config), name)
+        if replace(configs[twin], output=config.output) != config:
+            raise ConfigError(
+                f"{path}: the variants {twin!r} and {name!r} differ in the folders of their files alone, and would be "
+                "one run, because files count by name; give the files different names"
+            )
     return Sweep(path, Path(keys.runs), Path(keys.results), keys.seeds, configs)
 
 
