@@ -104,6 +104,17 @@ def test_a_shared_candidate_counts_once() -> None:
     assert figures["t>t"][1] == 4 / 5  # only the added, wrong pair misses; b0 does not tie with itself
 
 
+def test_a_query_does_not_find_itself() -> None:
+    products, pairs = shop()
+    both_ways = [*pairs, *((recall, trigger) for trigger, recall in pairs)]
+    assert evaluation.evaluate_pairs(FakeEncoder(), products, both_ways)["t>t"][1] == 1.0
+    chain = [*pairs, ("b0", "a1")]  # a wrong answer stays wrong
+    assert evaluation.evaluate_pairs(FakeEncoder(), products, chain)["t>t"][1] == 4 / 5
+    pytest.importorskip("sklearn", reason="the TF-IDF baseline needs scikit-learn")
+    figures = evaluation.baselines(products, both_ways)
+    assert figures["tfidf"]["t>t"][1] == figures["raw_pixels"]["v>v"][1] == 1.0
+
+
 def test_an_incomplete_product_is_named() -> None:
     products, pairs = shop()
     for incomplete, lacking in ((Product("b2", None, photo(9)), "title"), (Product("b2", "x", None), "image")):

@@ -1,7 +1,8 @@
 """Retrieval evaluation: nine tasks {image, text, both} x {image, text, both}, Recall@k, two plain baselines.
 
 A pair is two similar products. The trigger of a pair is the query, the recall side of all pairs is the
-set of candidates, and the partner is the one right answer (the M-BEER benchmark of the UniECS paper).
+set of candidates, and the partner is the one right answer (the M-BEER benchmark of the UniECS paper). A
+query that is on the recall side too is no candidate of its own: it would find itself.
 """
 
 from __future__ import annotations
@@ -168,10 +169,11 @@ def evaluate_pairs(encoder: PairEncoder, products: Mapping[str, Product], pairs:
     """Recall@1/5/10 of the nine `TASKS`, or of those whose views `encoder` embeds.
 
     Each product of the pairs is embedded three times: by its image, its title and both. The candidates are
-    the distinct recall-side products. Raises `CatalogError` naming a product that is not in `products`,
-    lacks a title or an image, or cannot be embedded: figures over other pairs would not be comparable.
+    the distinct recall-side products, but never the query itself. Raises `CatalogError` naming a product that is
+    not in `products`, lacks a title or an image, or cannot be embedded: figures over other pairs would not be
+    comparable.
     """
-    queries, candidates, target = _sides(products, pairs)
+    queries, candidates, target, own = _sides(products, pairs)
     ids = sorted({*queries, *candidates})
     row = {each: i for i, each in enumerate(ids)}
     views = {
@@ -181,7 +183,7 @@ def evaluate_pairs(encoder: PairEncoder, products: Mapping[str, Product], pairs:
     }
     left, right = [row[each] for each in queries], [row[each] for each in candidates]
     return {
-        task: recall_at_k(views[query][left] @ views[candidate][right].T, target)
+        task: _recalls(views[query][left] @ views[candidate][right].T, target, own)
         for task, (query, candidate) in TASKS.items()
         if query in views and candidate in views
     }
@@ -198,7 +200,7 @@ def baselines(products: Mapping[str, Product], pairs: Pairs) -> dict[str, dict[s
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ModuleNotFoundError as error:
         raise MissingExtraError("the title TF-IDF baseline needs scikit-learn: pip install 'uniecs[train]'") from error
-    queries, candidates, target = _sides(products, pairs)
+    queries, candidates, target, own = _sides(products, pairs)
     vectorizer = TfidfVectorizer().fit([each.title for each in products.values() if each.title])
     left, right = (vectorizer.transform([products[i].title for i in side]) for side in (queries, candidates))
     ids = sorted({*queries, *candidates})
@@ -206,8 +208,8 @@ def baselines(products: Mapping[str, Product], pairs: Pairs) -> dict[str, dict[s
     pixels = _raw_pixels([products[each] for each in ids])
     similarity = pixels[[row[i] for i in queries]] @ pixels[[row[i] for i in candidates]].T
     return {
-        "tfidf": {"t>t": recall_at_k((left @ right.T).toarray(), target)},
-        "raw_pixels": {"v>v": recall_at_k(similarity, target)},
+        "tfidf": {"t>t": _recalls((left @ right.T).toarray(), target, own)},
+        "raw_pixels": {"v>v": _recalls(similarity, target, own)},
     }
 
 
@@ -240,8 +242,11 @@ def format_comparison(reports: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _sides(products: Mapping[str, Product], pairs: Pairs) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:
-    """Query ids, distinct candidate ids and the column of each query's answer; every product is complete."""
+def _sides(
+    products: Mapping[str, Product], pairs: Pairs
+) -> tuple[list[str], list[str], npt.NDArray[np.int64], tuple[npt.NDArray[np.int64], ...]]:
+    """Query ids, distinct candidate ids, the column of each query's answer, and the cells (rows, columns) of queries
+    among the candidates themselves; every product is complete."""
     if not pairs:
         raise CatalogError("no pairs to evaluate; expected at least one")
     for each in (name for pair in pairs for name in pair):
@@ -252,7 +257,15 @@ def _sides(products: Mapping[str, Product], pairs: Pairs) -> tuple[list[str], li
             raise CatalogError(f"product {each!r} of the pairs has no {lacking[0]}; the nine tasks need both")
     candidates = list(dict.fromkeys(recall for _, recall in pairs))
     column = {each: i for i, each in enumerate(candidates)}
-    return [trigger for trigger, _ in pairs], candidates, np.array([column[recall] for _, recall in pairs])
+    own = [(row, column[trigger]) for row, (trigger, _) in enumerate(pairs) if trigger in column]
+    target = np.array([column[recall] for _, recall in pairs])
+    return [trigger for trigger, _ in pairs], candidates, target, tuple(np.array(own, np.int64).reshape(-1, 2).T)
+
+
+def _recalls(scores: Floats, target: npt.ArrayLike, own: tuple[npt.NDArray[np.int64], ...]) -> Recalls:
+    """`recall_at_k` of fresh `scores`, the cells `own` of queries that meet themselves below all others."""
+    scores[own] = np.finfo(scores.dtype).min
+    return recall_at_k(scores, target)
 
 
 def embed_all(
