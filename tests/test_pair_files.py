@@ -112,11 +112,23 @@ def test_two_windows_are_read_at_most(pattern: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_rows_that_cannot_be_used_are_stood_in_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "pairs-a.parquet", [row(0), row(1, recall_text=None), row(2), row(3, trigger_text="")])
-    (batch,) = triggers(PairFiles(str(tmp_path / PATTERN), 8), 1, batch_pairs=4)
-    assert Counter(batch) in (Counter(a0=2, a2=2), Counter(a0=3, a2=1), Counter(a0=1, a2=3))
-    told = capsys.readouterr().err
-    assert "row 1 of" in told and "recall_text" in told and "row 3 of" in told
+    lacking = [
+        {"recall_text": None},
+        {"trigger_text": ""},
+        {"trigger_text": " "},
+        {"recall_image": None},
+        {"trigger_image": {"bytes": None, "path": None}},
+        {"recall_image": {"bytes": None, "path": " "}},
+    ]
+    rows = [row(0), *(row(i, **changes) for i, changes in enumerate(lacking, 1)), row(7)]
+    write(tmp_path / "pairs-a.parquet", rows)
+    (batch,) = triggers(PairFiles(str(tmp_path / PATTERN), 8), 1, batch_pairs=8)
+    assert set(batch) == {"a0", "a7"}
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 6
+    for i, (column,) in enumerate(lacking, 1):
+        (line,) = (each for each in told if f"row {i} of" in each)
+        assert f"has no {column}; expected" in line
     write(tmp_path / "pairs-a.parquet", [row(0, recall_text=None), row(1, recall_text=None)])
     with pytest.raises(TrainingError, match="no pair of a batch has rows that can be used"):
         triggers(PairFiles(str(tmp_path / PATTERN), 8), 1, batch_pairs=2)

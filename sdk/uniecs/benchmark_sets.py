@@ -84,6 +84,9 @@ def read_pair(record: object, row: int, path: Path) -> tuple[Product, Product]:
         (item,) = read_catalog([{"id": identity, "title": record[f"{side}_text"], "image": image}])
         if not isinstance(item, Product):
             raise CatalogError(f"row {row} of {path} cannot be used: {item.error}")
+        if item.title is None or item.image is None:
+            lacks = "text" if item.title is None else "image"
+            raise CatalogError(f"row {row} of {path} has no {side}_{lacks}; expected {', '.join(PAIR_COLUMNS)}")
         sides.append(item)
     return sides[0], sides[1]
 
@@ -92,7 +95,7 @@ def _located(image: Any, folder: Path) -> Any:
     """An image as `read_catalog` takes it, a path made relative to the file's folder."""
     if isinstance(image, dict) and image.get("bytes") is None:
         image = image.get("path")
-    return str(folder / image) if isinstance(image, str) else image
+    return str(folder / image) if isinstance(image, str) and image.strip() else image
 
 
 def read_fashioniq(folder: str | Path, split: str = "val") -> list[RetrievalTask]:
