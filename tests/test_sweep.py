@@ -14,7 +14,7 @@ pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
 pytest.importorskip("sklearn", reason="the TF-IDF baseline needs scikit-learn")
 
 from uniecs.cli import main  # noqa: E402
-from uniecs.errors import ConfigError  # noqa: E402
+from uniecs.errors import CatalogError, ConfigError  # noqa: E402
 from uniecs.trainer import sweep as sweeps  # noqa: E402
 from uniecs.trainer.distributed import World  # noqa: E402
 from uniecs.trainer.loop import Run  # noqa: E402
@@ -101,6 +101,13 @@ def test_finished_runs_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(KeyboardInterrupt):
         run_sweep(sweep)
     assert not lost.exists()
+
+
+def test_a_wrong_validation_stops_a_sweep_before_its_first_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(path.read_text() + '[variants.last]\nvalidation = { pairs = "none.csv" }\n')
+    monkeypatch.setattr(sweeps, "train", None)  # which would be a TypeError
+    with pytest.raises(CatalogError, match=r"none\.csv"):
+        run_sweep(load_sweep(path))
 
 
 def test_an_interrupted_run_goes_on(path: Path) -> None:

@@ -21,7 +21,8 @@ pytest.importorskip("transformers", reason="training needs transformers")
 pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
 
 from uniecs.catalog import Product  # noqa: E402
-from uniecs.errors import ConfigError, TrainingError, UniecsError  # noqa: E402
+from uniecs.errors import CatalogError, ConfigError, TrainingError, UniecsError  # noqa: E402
+from uniecs.trainer import loop  # noqa: E402
 from uniecs.trainer.checkpoint import Checkpoint, checkpoint_folder, load_checkpoint  # noqa: E402
 from uniecs.trainer.data import (  # noqa: E402
     Augmentation,
@@ -304,6 +305,43 @@ def test_losses_fall_and_scalars_are_written(config: TrainConfig, tmp_path: Path
     values = [scalar.value for scalar in events.Scalars("loss/t2t")]
     assert np.mean(values[-5:]) < np.mean(values[:5])
     assert len(events.Scalars("validation_recall_at_1/t>t")) == 2
+
+
+def validated(
+    config: TrainConfig, catalog: str = "products.jsonl", pair: str = "red-bag-cotton,red-bag-leather"
+) -> TrainConfig:
+    """`config` with a validation at step 3, on one pair."""
+    folder = Path(config.output).parent
+    (folder / "pairs.csv").write_text(f"trigger_id,recall_id\n{pair}\n")
+    return replace(config, validation=ValidationSettings(str(folder / catalog), str(folder / "pairs.csv"), every=3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"catalog": "none.jsonl"}, "does not exist"),
+        ({"pair": "red-bag-cotton,gone"}, "'gone'"),
+        ({"pair": "red-bag-cotton,blue-bag-cotton"}, "'blue-bag-cotton'.* cannot be used"),
+    ],
+    ids=["catalogue", "pairs", "photo"],
+)
+def test_a_wrong_validation_stops_a_run_before_its_first_step(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], match: str
+) -> None:
+    (tmp_path / "blue.png").write_bytes(b"no image")
+    monkeypatch.setattr(Run, "train_step", None)  # which would be a TypeError
+    with pytest.raises(CatalogError, match=match):
+        train(validated(config, **wrong))
+
+
+def test_a_validation_that_fails_loses_no_steps(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise CatalogError("gone meanwhile")
+
+    monkeypatch.setattr(loop, "evaluate_pairs", fails)
+    with pytest.raises(CatalogError, match="gone meanwhile"):
+        train(validated(config))
+    assert checkpoint_folder(Path(config.output)).name == "00000003"
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_it(config: TrainConfig) -> None:

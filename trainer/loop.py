@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from uniecs.benchmark_sets import read_queries
 from uniecs.bundle import MANIFEST, packaged_bundle
+from uniecs.catalog import Product
 from uniecs.config import ModelConfig
 from uniecs.errors import ConfigError, TrainingError
-from uniecs.evaluation import evaluate_pairs, read_pairs
-from uniecs.evaluation import read_products as read_catalog_products
+from uniecs.evaluation import Pairs, evaluate_pairs, read_held_out, read_pairs
 from uniecs.preprocess import Tokenizer, read_tokenizer
 from uniecs.trainer.checkpoint import (
     CHECKPOINTS,
@@ -58,7 +58,6 @@ from uniecs.trainer.settings import (
     DataSettings,
     OptimizerSettings,
     TrainConfig,
-    ValidationSettings,
 )
 from uniecs.trainer.step import Stepper
 
@@ -94,10 +93,10 @@ def train(config: TrainConfig, resume: bool = False, pairs: PairStream | None = 
         stack.enter_context(fast_attention(run.model))
         for batch in run.batches():
             report = run.train_step(batch)
+            if run.step % config.optimizer.checkpoint_every == 0 or run.step == config.optimizer.steps:
+                run.save(folder)  # first, so that a validation that fails loses no steps
             if reporter:
                 reporter.log(report)
-            if run.step % config.optimizer.checkpoint_every == 0 or run.step == config.optimizer.steps:
-                run.save(folder)
         world.wait()
     return checkpoint_folder(folder)
 
@@ -224,7 +223,9 @@ class Reporter:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        world, steps = run.world, run.config.optimizer.steps
+        world, steps, validation = run.world, run.config.optimizer.steps, run.config.validation
+        # Read before the first step, so that a file that cannot be used costs none.
+        self.held_out = read_held_out(validation.catalog, validation.pairs) if validation else None
         print(f"training on {world.device.type}, {run.precision}, {world.size} processes", file=sys.stderr)
         self.writer = SummaryWriter(str(Path(run.config.output) / "tensorboard"), purge_step=run.step + 1)
         self.bar = tqdm(total=steps, initial=run.step, unit="step", file=sys.stderr, mininterval=5)
@@ -243,14 +244,12 @@ class Reporter:
         self.writer.add_scalar("learning_rate", run.optimizer.param_groups[0]["lr"], run.step)
         self.bar.set_postfix({name: f"{loss:.3f}" for name, loss in report.losses.items()}, refresh=False)
         self.bar.update()
-        if run.config.validation and run.step % run.config.validation.every == 0:
-            self._validate(run.config.validation)
+        if run.config.validation and self.held_out and run.step % run.config.validation.every == 0:
+            self._validate(*self.held_out)
 
-    def _validate(self, settings: ValidationSettings) -> None:
+    def _validate(self, products: Mapping[str, Product], pairs: Pairs) -> None:
         """The nine tasks on the validation pairs, to TensorBoard and as a line of R@1 / R@10."""
         run = self.run
-        products, _ = read_catalog_products(settings.catalog)
-        pairs = read_pairs(settings.pairs)
         run.model.eval()
         results = evaluate_pairs(TorchEncoder(run.model, run.tokenizer_json), products, pairs)
         run.model.train()

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from uniecs.catalog import Product
 from uniecs.config import StrictConfig
 from uniecs.errors import ConfigError
-from uniecs.evaluation import TASKS, baselines, evaluate_pairs, read_pairs, read_products
+from uniecs.evaluation import TASKS, Pairs, baselines, evaluate_pairs, read_held_out
 from uniecs.trainer.checkpoint import kept_checkpoints, load_checkpoint, parameter_count
 from uniecs.trainer.embedder import TorchEncoder
 from uniecs.trainer.loop import pair_stream, train
@@ -34,6 +35,8 @@ from uniecs.trainer.settings import (
     resolve_paths,
     train_config,
 )
+
+HeldOut = tuple[Mapping[str, Product], Pairs]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Sweep:
         """The configuration of one run, its output in a folder named by its key."""
         config = replace(self.variants[variant], seed=seed)
         return replace(config, output=str(self.runs / run_key(config)))
+
+    def result_of(self, variant: str, seed: int) -> Path:
+        """The file of one run's result, there or not."""
+        return self.results / f"{run_key(self.run_of(variant, seed))}.json"
 
 
 def run_key(config: TrainConfig) -> str:
@@ -110,10 +117,11 @@ def run_sweep(sweep: Sweep) -> list[dict[str, Any]]:
     """
     sweep.results.mkdir(parents=True, exist_ok=True)
     jobs = [(variant, seed) for seed in sweep.seeds for variant in sweep.variants]
+    missing = [sweep.run_of(*job).validation for job in jobs if not sweep.result_of(*job).is_file()]
+    held_out = {each: _held_out(each) for each in dict.fromkeys(missing)}  # before the first run
     streams: dict[DataSettings, PairStream] = {}
     for variant, seed in tqdm(jobs, unit="run", desc=sweep.file.stem):
-        config = sweep.run_of(variant, seed)
-        path = sweep.results / f"{run_key(config)}.json"
+        config, path = sweep.run_of(variant, seed), sweep.result_of(variant, seed)
         if path.is_file():
             continue
         if config.data not in streams:
@@ -121,7 +129,7 @@ def run_sweep(sweep: Sweep) -> list[dict[str, Any]]:
         tqdm.write(f"{variant}, seed {seed}: {config.output}", file=sys.stderr)
         interrupted = bool(kept_checkpoints(Path(config.output)))
         folder = train(config, resume=interrupted, pairs=streams[config.data])
-        _write(path, _result(variant, config, folder))
+        _write(path, _result(variant, config, folder, held_out[config.validation]))
     return finished(sweep)
 
 
@@ -130,16 +138,16 @@ def finished(sweep: Sweep) -> list[dict[str, Any]]:
     results = []
     for variant in sweep.variants:
         for seed in sweep.seeds:
-            path = sweep.results / f"{run_key(sweep.run_of(variant, seed))}.json"
+            path = sweep.result_of(variant, seed)
             if path.is_file():
                 results.append({**json.loads(path.read_text(encoding="utf-8")), "variant": variant})
     return results
 
 
-def _result(variant: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
+def _result(variant: str, config: TrainConfig, folder: Path, held_out: HeldOut) -> dict[str, Any]:
     checkpoint = load_checkpoint(folder)
     encoder = TorchEncoder(checkpoint.model, checkpoint.tokenizer_json)
-    tasks = evaluate_pairs(encoder, *_held_out(config.validation))
+    tasks = evaluate_pairs(encoder, *held_out)
     return {
         "variant": variant,
         "seed": config.seed,
@@ -152,10 +160,10 @@ def _result(variant: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def _held_out(validation: ValidationSettings | None) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _held_out(validation: ValidationSettings | None) -> HeldOut:
     if validation is None:
         raise ConfigError("a sweep's runs need a validation table")
-    return read_products(validation.catalog)[0], read_pairs(validation.pairs)
+    return read_held_out(validation.catalog, validation.pairs)
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:

@@ -20,6 +20,8 @@ from uniecs.errors import CatalogError, InputError, MissingExtraError, UniecsErr
 from uniecs.preprocess import open_image
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from uniecs.preprocess import ImageSource
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -122,6 +124,19 @@ def read_products(catalog: str | Path) -> tuple[dict[str, Product], list[Rejecte
         else:
             products[item.id] = item
     return products, rejected
+
+
+def read_held_out(catalog: str | Path, pairs: str | Path) -> tuple[dict[str, Product], list[tuple[str, str]]]:
+    """The products and pairs of two files, for an evaluation that comes later: what it would refuse raises now.
+
+    Raises `CatalogError` for a file, a pair, or a photo of the pairs that cannot be used.
+    """
+    products, _ = read_products(catalog)
+    listed = read_pairs(pairs)
+    queries, candidates, *_ = _sides(products, listed)
+    for each in dict.fromkeys([*queries, *candidates]):
+        _photo(products[each])
+    return products, listed
 
 
 def evaluate(encoder: PairEncoder, catalog: str | Path, pairs: str | Path) -> dict[str, Any]:
@@ -302,17 +317,18 @@ def _embed(encoder: PairEncoder, products: Sequence[Product], view: str) -> npt.
 
 def _raw_pixels(products: Sequence[Product]) -> Floats:
     """(n, 576) unit vectors of RGB thumbnails less their own mean; a photo of one grey becomes zeros."""
-    thumbnails = []
-    for each in products:
-        try:
-            photo = open_image(cast("ImageSource", each.image))  # `_sides` has seen that it is there
-            thumbnails.append(np.asarray(photo.resize(RAW_PIXELS), dtype=np.float64).ravel())
-        except UniecsError as error:
-            raise _unusable(each, error) from error
+    thumbnails = [np.asarray(_photo(each).resize(RAW_PIXELS), dtype=np.float64).ravel() for each in products]
     pixels: Floats = np.stack(thumbnails)
     pixels -= pixels.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(pixels, axis=1, keepdims=True)
     return pixels / np.where(norms > 0, norms, 1.0)
+
+
+def _photo(product: Product) -> Image:
+    try:
+        return open_image(cast("ImageSource", product.image))  # `_sides` has seen that it is there
+    except UniecsError as error:
+        raise _unusable(product, error) from error
 
 
 def _unusable(product: Product, error: UniecsError) -> CatalogError:
