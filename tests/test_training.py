@@ -198,6 +198,27 @@ def test_unusable_products_are_left_out_with_their_reasons(tmp_path: Path) -> No
     assert len(rejected) == 4
 
 
+def test_what_is_left_out_is_counted(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with catalog.open("a") as file:
+        file.writelines(f'\n{{"id": "bare {i}", "title": "red shirt"}}' for i in range(25))
+    known, unknown = "red-bag-cotton", ("bare 0", "gone")
+    (tmp_path / "pairs.csv").write_text(
+        "\n".join(("trigger_id,recall_id", f"{known},blue-bag-cotton", *(f"{known},{each}" for each in unknown)))
+    )
+    (tmp_path / "queries.csv").write_text(
+        "\n".join(("query,product_id", *(f"red bag,{each}" for each in (known, *unknown))))
+    )
+    rows = [*["left out: row"] * 20, "and 5 more rows left out"]
+    for what in ("pairs", "queries"):
+        data = DataSettings(catalog=str(catalog), **{what: str(tmp_path / f"{what}.csv")})
+        loop.pair_stream(data, tells=True)
+        told = capsys.readouterr().err.splitlines()
+        expected = [*rows, f"2 of 3 {what} left out: product not among the readable ones"]
+        assert all(line.startswith(start) for line, start in zip(told, expected, strict=True))
+        loop.pair_stream(data, tells=False)
+        assert capsys.readouterr().err == ""
+
+
 def test_gaps_are_filled_by_the_next_item() -> None:
     assert fill_gaps([1, None, 3, None, None], "") == [1, 3, 3, 1, 1]
     with pytest.raises(TrainingError, match="no pair of a batch is there"):

@@ -47,6 +47,7 @@ from uniecs.trainer.pair_files import PairFiles
 from uniecs.trainer.pairs import (
     CatalogPairs,
     PairStream,
+    QueryPairs,
     pairs_from_columns,
     pairs_from_ids,
     pairs_from_queries,
@@ -63,6 +64,7 @@ from uniecs.trainer.step import Stepper
 
 STARTED_FROM = "started_from"
 """Key of a checkpoint's provenance: that of the checkpoint or bundle whose weights the run began with."""
+SHOWN_REJECTIONS = 20
 
 
 @dataclass(frozen=True)
@@ -355,19 +357,35 @@ def resolve(place: str) -> Path:
 
 
 def pair_stream(settings: DataSettings, tells: bool) -> PairStream:
-    """The pairs that the configuration names; `tells` prints the first products that are left out to stderr."""
+    """The pairs that the configuration names; `tells` prints what is left out to stderr, the first rows one by one."""
     if settings.pair_files is not None:
         return PairFiles(settings.pair_files, settings.shuffle_pairs)
     if settings.catalog is None:
         raise ConfigError("data needs a catalog or pair_files")
     products, rejected = read_products(Path(settings.catalog))
-    for reason in rejected[:20] if tells else ():
-        print(f"left out: {reason}", file=sys.stderr)
+    notes = [f"left out: {reason}" for reason in rejected[:SHOWN_REJECTIONS]]
+    if len(rejected) > SHOWN_REJECTIONS:
+        notes.append(f"and {len(rejected) - SHOWN_REJECTIONS} more rows left out")
+    stream: QueryPairs | CatalogPairs
     if settings.queries is not None:
-        return pairs_from_queries(products, read_queries(settings.queries))
-    if settings.pairs is not None:
-        return CatalogPairs(products, pairs_from_ids(products, read_pairs(settings.pairs)))
-    return CatalogPairs(products, pairs_from_columns(products, settings.group_columns))
+        queries = read_queries(settings.queries)
+        stream = pairs_from_queries(products, queries)
+        notes += _left_out("queries", len(queries), len(stream.queries))
+    elif settings.pairs is not None:
+        pairs = read_pairs(settings.pairs)
+        stream = CatalogPairs(products, pairs_from_ids(products, pairs))
+        notes += _left_out("pairs", len(pairs), sum(map(len, stream.source.edges or ())))
+    else:
+        stream = CatalogPairs(products, pairs_from_columns(products, settings.group_columns))
+    for note in notes if tells else ():
+        print(note, file=sys.stderr)
+    return stream
+
+
+def _left_out(what: str, count: int, kept: int) -> list[str]:
+    """A line on rows whose products are not all in the catalogue, if there are any."""
+    left = count - kept
+    return [f"{left} of {count} {what} left out: product not among the readable ones"] if left else []
 
 
 @contextmanager
