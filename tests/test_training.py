@@ -304,7 +304,9 @@ def test_a_run_resumes_to_the_same_weights(
         train(config)
 
 
-def test_losses_fall_and_scalars_are_written(config: TrainConfig, tmp_path: Path) -> None:
+def test_losses_fall_and_scalars_are_written(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (tmp_path / "pairs.csv").write_text(
@@ -316,6 +318,8 @@ def test_losses_fall_and_scalars_are_written(config: TrainConfig, tmp_path: Path
         validation=ValidationSettings(config.data.catalog, str(tmp_path / "pairs.csv"), every=20),
     )
     train(long)
+    # 12 pairs, shared out evenly among three batches.
+    assert "batches hold at most 4 pairs, not batch_pairs = 5: 12 groups" in capsys.readouterr().err
     events = EventAccumulator(str(Path(long.output) / "tensorboard"))
     events.Reload()
     for name in NAMES:
@@ -415,7 +419,9 @@ def test_auto_precision_is_bf16_where_the_cpu_has_it(config: TrainConfig, monkey
         assert Run(auto, ALONE, None).precision == ("bf16" if has_it else "fp32")
 
 
-def test_the_command_line_trains_from_a_file(config: TrainConfig, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_the_command_line_trains_from_a_file(
+    config: TrainConfig, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from uniecs.cli import main
 
     path = tmp_path / "train.toml"
@@ -435,6 +441,8 @@ def test_the_command_line_trains_from_a_file(config: TrainConfig, tmp_path: Path
     )
     assert main(["train", "--config", str(path)]) == 0
     assert load_checkpoint(tmp_path / "from-file").provenance["steps"] == 2
+    told = capsys.readouterr().err
+    assert "training on cpu" in told and "batches hold" not in told
     assert main(["train", "--config", str(path)]) == 1  # the output exists
 
 

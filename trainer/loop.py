@@ -229,6 +229,10 @@ class Reporter:
         # Read before the first step, so that a file that cannot be used costs none.
         self.held_out = read_held_out(validation.catalog, validation.pairs) if validation else None
         print(f"training on {world.device.type}, {run.precision}, {world.size} processes", file=sys.stderr)
+        asked = run.config.optimizer.batch_pairs
+        if isinstance(run.pairs, CatalogPairs) and (most := run.pairs.largest_batch(asked, run.config.seed)) < asked:
+            why = f"{len(run.pairs.source.groups)} groups, each once in a batch, are shared out evenly"
+            print(f"batches hold at most {most} pairs, not batch_pairs = {asked}: {why}", file=sys.stderr)
         self.writer = SummaryWriter(str(Path(run.config.output) / "tensorboard"), purge_step=run.step + 1)
         self.bar = tqdm(total=steps, initial=run.step, unit="step", file=sys.stderr, mininterval=5)
 

@@ -110,6 +110,10 @@ class CatalogPairs:
         for pairs in from_step(start, lambda epoch: self.source.epoch(epoch, batch_pairs, seed)):
             yield [(self.products[one], self.products[two]) for one, two in pairs.tolist()]
 
+    def largest_batch(self, batch_pairs: int, seed: int) -> int:
+        """The pairs of the first epoch's largest batch: fewer than `batch_pairs` where products or groups are few."""
+        return max(map(len, self.source.epoch(0, batch_pairs, seed)))
+
     def described(self) -> dict[str, int]:
         """The numbers of products and of their groups."""
         return {"products": len(self.products), "groups": len(self.source.groups)}
