@@ -191,11 +191,13 @@ def test_unusable_products_are_left_out_with_their_reasons(tmp_path: Path) -> No
         {"id": "3", "title": "red shirt"},
         {"id": "4", "image": "a.png"},
         {"id": "5", "title": "red shirt", "image": "missing.png"},
+        {"id": "1", "title": "blue shirt", "image": "a.png"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     usable, rejected = read_products(path)
-    assert [product.id for product in usable] == ["1"]
-    assert len(rejected) == 4
+    assert [(product.id, product.title) for product in usable] == [("1", "red shirt")]
+    assert len(rejected) == 5
+    assert rejected[-1] == "row 5 (1): the id appears a second time; the first row is kept"
 
 
 def test_what_is_left_out_is_counted(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

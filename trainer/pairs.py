@@ -176,20 +176,27 @@ def pairs_from_queries(products: Sequence[Product], queries: Iterable[tuple[str,
 
 
 def read_products(catalog: Path) -> tuple[list[Product], list[str]]:
-    """The products that can be trained on, and why each other row cannot: it lacks or has an unreadable image or title.
+    """The products that can be trained on, and why each other row cannot.
+
+    It lacks a title or a readable image, or repeats the id of a row before it.
 
     Raises `TrainingError` where none is left.
     """
-    products, rejected = [], []
+    products: list[Product] = []
+    rejected: list[str] = []
+    seen: set[str] = set()
     for row, item in enumerate(read_catalog(catalog)):
         if not isinstance(item, Product):
             rejected.append(f"row {item.row}: {item.error}")
         elif item.title is None or item.image is None:
             rejected.append(f"row {row} ({item.id}): training needs both a title and an image")
+        elif item.id in seen:
+            rejected.append(f"row {row} ({item.id}): the id appears a second time; the first row is kept")
         else:
             try:
                 open_image(item.image)
                 products.append(item)
+                seen.add(item.id)
             except InputError as error:
                 rejected.append(f"row {row} ({item.id}): {error}")
     if not products:
