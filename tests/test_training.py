@@ -21,7 +21,7 @@ pytest.importorskip("transformers", reason="training needs transformers")
 pytest.importorskip("tensorboard", reason="training writes TensorBoard scalars")
 
 from uniecs.catalog import Product  # noqa: E402
-from uniecs.errors import CatalogError, ConfigError, TrainingError, UniecsError  # noqa: E402
+from uniecs.errors import CatalogError, CheckpointError, ConfigError, TrainingError, UniecsError  # noqa: E402
 from uniecs.trainer import loop  # noqa: E402
 from uniecs.trainer.checkpoint import Checkpoint, checkpoint_folder, load_checkpoint  # noqa: E402
 from uniecs.trainer.data import (  # noqa: E402
@@ -499,6 +499,19 @@ def test_bad_configurations_are_refused(tmp_path: Path, config: TrainConfig) -> 
             load_train_config(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_train_config(tmp_path / "none.toml")
+    for name, value in (("learning_rate", math.nan), ("clip_norm", math.nan), ("micro_products", 0)):
+        with pytest.raises(ConfigError, match=f"{name} is {value}; expected a positive number"):
+            OptimizerSettings(steps=1, **{name: value})
+    for name, value in (
+        ("text_lr_scale", -1.0),
+        ("weight_decay", -0.1),
+        ("weight_decay", math.nan),
+        ("warmup_steps", -5),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} is {value}; expected 0 or more"):
+            OptimizerSettings(steps=1, **{name: value})
+    with pytest.raises(ConfigError, match="seed is -1; expected 0 or more"):
+        replace(config, seed=-1)
     with pytest.raises(ConfigError, match="expected one of base, mini, small, tiny"):
         Run(replace(config, model="huge"), ALONE, None)
     with pytest.raises(ConfigError, match="tokenizer or text_weights"):
@@ -516,3 +529,20 @@ def test_resuming_another_network_is_refused(config: TrainConfig, tiny_checkpoin
         Run(replace(config, model="mini"), ALONE, tiny_checkpoint)
     with pytest.raises(UniecsError, match="training_state"):
         Run(config, ALONE, tiny_checkpoint)
+    with pytest.raises(TrainingError, match="holds no checkpoint yet; start without --resume"):
+        train(config, resume=True)
+
+
+def test_a_damaged_training_state_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    run = Run(config, ALONE, None)
+    run.save(tmp_path)
+    state = checkpoint_folder(tmp_path) / "training_state.pt"
+    whole = state.read_bytes()
+    for damaged in (b"", b"garbage, no pickle at all", b"\x80", b"0", whole[:100], whole[: len(whole) // 2]):
+        state.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"no readable training_state\.pt"):
+            Run(config, ALONE, tmp_path)
+    for foreign in ([1], {"a": 1}):
+        torch.save(foreign, state)
+        with pytest.raises(CheckpointError, match="not of a uniecs run"):
+            Run(config, ALONE, tmp_path)

@@ -156,6 +156,9 @@ def test_faulty_query_files_are_refused(tmp_path: Path, catalog: Path) -> None:
     path.write_text("query,product_id\nred shirt,\n")
     with pytest.raises(CatalogError, match="row 0"):
         read_queries(path)
+    path.write_text("query,product_id\nred shirt,a\nrob\u00e9,b\n", encoding="latin-1")
+    with pytest.raises(CatalogError, match=r"row 1 of .* cannot be used \(is the file UTF-8"):
+        read_queries(path)
     path.write_text("query,product_id\n")
     with pytest.raises(CatalogError, match="no rows"):
         read_queries(path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,11 @@ FORMAT = "uniecs-checkpoint"
 FORMAT_VERSION = 1
 CHECKPOINTS = "checkpoints"
 UNFINISHED = ".unfinished-"
+UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError),
+    *(struct.error, pickle.UnpicklingError),
+)
+"""What torch.load raises for damaged files of all kinds."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +149,13 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     folder = checkpoint_folder(folder)
     try:
         state = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{folder} holds no readable training_state.pt to resume from: {error}") from error
-    return dict(state)
+    except UNREADABLE as error:
+        # Not the error's own words: torch advises to read the file as a pickle that may run code.
+        kind = type(error).__name__
+        raise CheckpointError(f"{folder} holds no readable training_state.pt to resume from ({kind})") from error
+    if not isinstance(state, dict) or not {"optimizer", "loss_weights", "step"} <= state.keys():
+        raise CheckpointError(f"{folder} holds a training_state.pt that is not of a uniecs run")
+    return state
 
 
 def load_image_backbone(model: UniECS, path: Path) -> None:

@@ -79,13 +79,16 @@ class StepReport:
 def train(config: TrainConfig, resume: bool = False, pairs: PairStream | None = None) -> Path:
     """Run a training configuration; returns the folder of the last checkpoint, in `output`/checkpoints.
 
-    With `resume` the run goes on from its last whole checkpoint; without it there must be none. `pairs`, where given,
-    are those of `config.data`, read already. Under torchrun every process calls this. Raises `TrainingError` (nothing
-    to train on, a loss that is not finite), `CheckpointError`, `ConfigError`, `CatalogError`.
+    With `resume` the run goes on from its last whole checkpoint, which must be there; without it there must be none.
+    `pairs`, where given, are those of `config.data`, read already. Under torchrun every process calls this. Raises
+    `TrainingError` (nothing to train on, a loss that is not finite), `CheckpointError`, `ConfigError`, `CatalogError`.
     """
     folder = Path(config.output)
-    if kept_checkpoints(folder) and not resume:
+    kept = kept_checkpoints(folder)
+    if kept and not resume:
         raise TrainingError(f"{folder} holds checkpoints; pass --resume to go on, or choose another output")
+    if resume and not kept:
+        raise TrainingError(f"{folder} holds no checkpoint yet; start without --resume")
     with ExitStack() as stack:
         world = stack.enter_context(join())
         run = Run(config, world, folder if resume else None, pairs)

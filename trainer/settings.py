@@ -25,8 +25,14 @@ WHOLE_IMAGES = 0.15
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if value <= 0:
+        if not value > 0:
             raise ConfigError(f"{name} is {value}; expected a positive number")
+
+
+def _not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ConfigError(f"{name} is {value}; expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ class OptimizerSettings(StrictConfig):
             keep_checkpoints=self.keep_checkpoints,
             micro_products=1 if self.micro_products is None else self.micro_products,
         )
+        _not_negative(text_lr_scale=self.text_lr_scale, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
         if self.batch_pairs < 2:
             raise ConfigError(f"batch_pairs is {self.batch_pairs}; expected at least 2")
         if not self.losses or len(set(self.losses)) < len(self.losses):
@@ -173,6 +180,7 @@ class TrainConfig(StrictConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _not_negative(seed=self.seed)
         if (self.data.queries is not None) != (self.optimizer.losses[0] in QUERY_NAMES):
             raise ConfigError(f"the losses {', '.join(QUERY_NAMES)} go with data.queries, and no others do")
 

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from uniecs.catalog import Product, read_catalog, read_records
-from uniecs.errors import CatalogError
+from uniecs.errors import CatalogError, TextError
 from uniecs.evaluation import PairEncoder, check_view, embed_all
+from uniecs.preprocess import check_text
 
 if TYPE_CHECKING:
     from uniecs.preprocess import ImageSource
@@ -197,13 +198,16 @@ def _labels(root: Path, category: str, split: str) -> list[tuple[str, str]]:
 def read_queries(path: str | Path) -> list[tuple[str, str]]:
     """(query, product id) rows of a .csv, .jsonl or .parquet file with the columns query and product_id.
 
-    Raises `CatalogError` naming a row without one of them, and for a file without rows.
+    Raises `CatalogError` naming a row without one of them or with a query that is no text, and for a file without rows.
     """
     queries = []
     for row, record in enumerate(read_records(Path(path), QUERY_COLUMNS)):
         if not isinstance(record, dict) or not all(str(record.get(each) or "").strip() for each in QUERY_COLUMNS):
             raise CatalogError(f"row {row} of {path} is {record!r:.80}; expected {' and '.join(QUERY_COLUMNS)}")
-        queries.append((str(record["query"]), str(record["product_id"])))
+        try:
+            queries.append((check_text(str(record["query"])), str(record["product_id"])))
+        except TextError as error:
+            raise CatalogError(f"row {row} of {path} cannot be used (is the file UTF-8?): {error}") from error
     if not queries:
         raise CatalogError(f"{path} has no rows; expected the columns {', '.join(QUERY_COLUMNS)}")
     return queries
