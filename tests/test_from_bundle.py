@@ -18,12 +18,13 @@ for needed in ("transformers", "tensorboard", "onnx", "onnxscript", "onnxruntime
 from safetensors.numpy import save_file  # noqa: E402
 
 from uniecs.bundle import Bundle, open_bundle, write_manifest  # noqa: E402
-from uniecs.config import MODELS, ModelConfig  # noqa: E402
+from uniecs.config import MODELS, FusionKind, ModelConfig  # noqa: E402
 from uniecs.errors import BundleError, TrainingError  # noqa: E402
 from uniecs.export.bundle_export import export_bundle, golden_outputs  # noqa: E402
+from uniecs.export.graphs import export_graph  # noqa: E402
 from uniecs.export.weights import round_weights  # noqa: E402
 from uniecs.trainer.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from uniecs.trainer.from_bundle import load_bundle  # noqa: E402
+from uniecs.trainer.from_bundle import Graph, load_bundle, read_weights  # noqa: E402
 from uniecs.trainer.loop import initial_checkpoint, resolve, train  # noqa: E402
 from uniecs.trainer.model import UniECS  # noqa: E402
 from uniecs.trainer.settings import DataSettings, InitSettings, OptimizerSettings, TrainConfig  # noqa: E402
@@ -39,17 +40,20 @@ SQUARE_CLIP = replace(
 Weights = Literal["float32", "compact"]
 
 
-def exported(config: ModelConfig, tiny_checkpoint: Path, folder: Path, weights: Weights) -> tuple[UniECS, Path]:
-    """A network of `config`, rounded to what is stored of it, and its bundle.
-
-    Vectors are random too, for export stores equal ones under one name.
-    """
+def network(config: ModelConfig) -> UniECS:
+    """A network with random weights, vectors too: export stores equal ones under one name."""
     torch.manual_seed(7)
     model = UniECS(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 1:
                 weight.add_(torch.randn_like(weight) * 0.1)
+    return model
+
+
+def exported(config: ModelConfig, tiny_checkpoint: Path, folder: Path, weights: Weights) -> tuple[UniECS, Path]:
+    """A network of `config`, rounded to what is stored of it, and its bundle."""
+    model = network(config)
     tokenizer = (tiny_checkpoint / "tokenizer.json").read_bytes()
     save_checkpoint(folder / "checkpoint", model, tokenizer, {})
     bundle = export_bundle(folder / "checkpoint", folder / "bundle", weights=weights)
@@ -97,14 +101,23 @@ def check_weights(model: UniECS, restored: UniECS) -> None:
     "config",
     [
         replace(SQUARE_CLIP, fusion=replace(TINY.fusion, gated_layers=2, blocks=1)),
-        replace(TINY, fusion=replace(TINY.fusion, kind="additive", blocks=1)),
-        replace(TINY, fusion=replace(TINY.fusion, kind="score")),
+        replace(TINY, fusion=replace(TINY.fusion, kind="feature", blocks=1)),
     ],
     ids=lambda config: config.fusion.kind,
 )
 def test_weights_come_back_as_they_were_exported(config: ModelConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
     model, bundle = exported(config, tiny_checkpoint, tmp_path, "float32")
     check_weights(model, load_bundle(bundle).model)
+
+
+@pytest.mark.parametrize("kind", ["additive", "score"])
+def test_weights_of_other_fusions_come_back(kind: FusionKind, tmp_path: Path) -> None:
+    model = network(replace(TINY, fusion=replace(TINY.fusion, kind=kind, blocks=1)))
+    (tmp_path / "fusion.onnx").write_bytes(export_graph(model, "fusion").SerializeToString())
+    restored = UniECS(model.config)
+    read_weights(Graph(tmp_path / "fusion.onnx"), restored.fusion)
+    for (name, ours), theirs in zip(model.fusion.named_parameters(), restored.fusion.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
 
 
 def test_weights_of_a_compact_bundle_come_back_and_round_to_themselves(trained: tuple[UniECS, Path]) -> None:

@@ -21,6 +21,8 @@ Array = npt.NDArray[np.float32]
 POSITIONS = "position_embedding.weight"
 """CLIP's: export folds the look-up of all of them."""
 GATE, INDICATOR = "gate.linear.weight", "gate.indicator_embedding"
+MODALITIES = "modality_embedding"
+"""That of feature fusion: export folds it to its two rows."""
 LEAST_COSINE = 1 - 1e-6
 """Of the network's embedding of a golden input with the bundle's own: what export asks of float32 engines."""
 
@@ -35,19 +37,22 @@ def load_bundle(folder: Path) -> Checkpoint:
     bundle = open_bundle(folder)
     model = UniECS(ModelConfig.from_dict(bundle.manifest["model"])).eval()
     for name in GRAPHS:
-        graph = Graph(bundle.graph_path(name))
-        submodule: nn.Module = getattr(model, name)
-        for parameter_name, parameter in submodule.named_parameters():
-            if parameter_name.endswith(INDICATOR):
-                continue
-            weight = _weight(graph, parameter_name, submodule)
-            if weight is None or weight.shape != parameter.shape:
-                raise BundleError(f"{graph.path} has no weight {parameter_name} as `uniecs export` writes it")
-            parameter.data.copy_(torch.tensor(weight))
+        read_weights(Graph(bundle.graph_path(name)), getattr(model, name))
     _check_golden(model, bundle)
     return Checkpoint(
         model, bundle.tokenizer_json(), {**bundle.manifest.get("provenance", {}), "bundle": bundle.model_id}
     )
+
+
+def read_weights(graph: Graph, submodule: nn.Module) -> None:
+    """Fill a submodule with the weights of its graph; raises `BundleError` where it lacks one."""
+    for name, parameter in submodule.named_parameters():
+        if name.endswith(INDICATOR):
+            continue
+        weight = _weight(graph, name, submodule)
+        if weight is None or weight.shape != parameter.shape:
+            raise BundleError(f"{graph.path} has no weight {name} as `uniecs export` writes it")
+        parameter.data.copy_(torch.tensor(weight))
 
 
 class Graph:
@@ -92,6 +97,13 @@ class Graph:
         weight = self.constant(plain.pop()) if len(plain) == 1 else None
         return None if weight is None else weight[0]
 
+    def added_rows(self, shape: torch.Size) -> Array | None:
+        """The vectors that feature fusion adds to each side's tokens, as a table of that shape; None without them."""
+        selected = {output for output, node in self.makers.items() if node.op_type == "Where"}
+        adds = (node for node in self.makers.values() if node.op_type == "Add" and node.input[0] in selected)
+        rows = [row for node in adds if (row := self.constant(node.input[1])) is not None and row.shape == shape[1:]]
+        return np.stack(rows) if len(rows) == shape[0] else None
+
     def present(self, bias: str) -> Array | None:
         """The constant (D,) that the gate with the constant `bias` adds where its modality is present (eq. 3)."""
         for tokens in self.takers.get(bias, []):
@@ -105,6 +117,8 @@ class Graph:
 def _weight(graph: Graph, name: str, submodule: nn.Module) -> Array | None:
     """The parameter `name` of a submodule as its graph holds it: by its name, or as the matrix beside its bias."""
     weight = graph.constant(name)
+    if weight is None and name == MODALITIES:
+        return graph.added_rows(submodule.get_parameter(name).shape)
     if weight is not None or not name.endswith(".weight"):
         return weight
     if name.endswith(POSITIONS):
