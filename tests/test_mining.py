@@ -206,6 +206,12 @@ def test_the_command_line_mines_with_a_checkpoint_and_a_bundle(
     rows = log(tmp_path / "log.csv", ("u", "a", 0), ("u", "b", 1), ("u", "c", 2))
     command = ["pairs", str(rows), "--catalog", str(tmp_path / "p.csv"), "--out", str(tmp_path / "out")]
     encoders = ["--image-encoder", str(tiny_checkpoint), "--text-encoder", str(tiny_bundle)]
+    alone = log(tmp_path / "alone.csv", ("u", "a", 0), ("w", "b", 1))
+    assert main(["pairs", str(alone), *command[2:], *encoders]) == 1
+    told = capsys.readouterr()
+    assert "co-clicked pairs             0" in told.out
+    assert told.err.startswith("uniecs: error:") and "alone.csv gives no pair" in told.err
+    assert not (tmp_path / "out").exists()
     assert main([*command, *encoders, "--json", "--val", "0", "--test", "0"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["train pairs"] == 1

@@ -34,8 +34,9 @@ CHUNK = 256
 class MiningSettings(StrictConfig):
     """When clicks belong together, when products are similar, and how the pairs are split.
 
-    A session ends after `session_minutes` without a click of its user; each click is paired with the `window` clicks
-    before it. `val` and `test` are shares of the groups of connected products.
+    A session ends after `session_minutes` without a click of its user; each of its products, in the order of their
+    first clicks, is paired with the `window` before it. `val` and `test` are shares of the groups of connected
+    products.
     """
 
     session_minutes: float = 30.0
@@ -162,7 +163,7 @@ def mine(
     that share a title, go to one split.
     """
     counts = co_clicks(clicks, settings)
-    report = Counter({"clicks": len(clicks.items), "co-clicked pairs": len(counts)}) + clicks.dropped
+    report = Counter({"clicks": len(clicks.items), "co-clicked pairs": len(counts), **clicks.dropped})
     candidates = []
     for pair in sorted(counts):
         known = [products.get(each) for each in pair]

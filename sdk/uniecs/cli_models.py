@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniecs.cli_io import add_command, needs, note_rejected, print_json, rejections
-from uniecs.errors import BackendError, ParityError
+from uniecs.errors import BackendError, CatalogError, ParityError
 
 if TYPE_CHECKING:
     from uniecs.evaluation import PairEncoder
@@ -119,13 +119,17 @@ def _pairs(args: argparse.Namespace) -> int:
         products, rejected = read_products(args.catalog)
         image_encoder, text_encoder = (_encoder_of("pairs", each) for each in (args.image_encoder, args.text_encoder))
         mined = mining.mine(clicks, products, image_encoder, text_encoder, settings)
-        mining.write_pairs(args.out, mined, products)
+        found = any(mined.splits.values())
+        if found:
+            mining.write_pairs(args.out, mined, products)
     if args.json:
-        print_json({"out": str(args.out), **mined.report, "rejected": rejections(rejected)})
+        print_json({"out": str(args.out) if found else None, **mined.report, "rejected": rejections(rejected)})
     else:
         note_rejected(rejected)
         print(mining.format_report(mined))
-    return 0 if any(mined.splits.values()) else 1
+    if not found:
+        raise CatalogError(f"{args.log} gives no pair of similar products; nothing is written to {args.out}")
+    return 0
 
 
 def _encoder_of(
