@@ -26,7 +26,13 @@ from uniecs.trainer.checkpoint import Checkpoint  # noqa: E402
 from uniecs.trainer.distributed import World  # noqa: E402
 from uniecs.trainer.loop import Run  # noqa: E402
 from uniecs.trainer.pair_files import PairFiles  # noqa: E402
-from uniecs.trainer.settings import DataSettings, InitSettings, OptimizerSettings, TrainConfig  # noqa: E402
+from uniecs.trainer.settings import (  # noqa: E402
+    DataSettings,
+    InitSettings,
+    OptimizerSettings,
+    TrainConfig,
+    resolve_paths,
+)
 
 ALONE = World(0, 1, torch.device("cpu"))
 PATTERN = "pairs-*.parquet"
@@ -184,6 +190,16 @@ def test_a_photo_that_cannot_be_read_is_stood_in_for(
     lengths = batch.attention_mask.sum(1)
     assert len({tuple(ids) for ids in batch.input_ids[:3].tolist()}) == 2, lengths
     assert batch.has_image is None
+
+
+def test_a_folder_may_have_a_name_like_a_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "run [1]"
+    folder.mkdir()
+    write(folder / "pairs-a.parquet", [row(0)])
+    for given in (PATTERN, f"../*/{PATTERN}"):
+        table = {"pair_files": given}
+        resolve_paths(table, ("pair_files",), folder)
+        assert PairFiles(table["pair_files"], 8).rows == 1
 
 
 def test_data_is_a_catalog_or_pair_files() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -233,4 +234,6 @@ def resolve_paths(table: dict[str, Any], keys: tuple[str, ...], folder: Path) ->
     for key in keys:
         value = table.get(key)
         if isinstance(value, str) and not value.startswith((PACKAGE, BUNDLE)):
-            table[key] = str((folder / Path(value).expanduser()).resolve())
+            # A pattern is what the file says; its folder is not, whatever its name holds.
+            root = Path(escape(str(folder.resolve()))) if key == "pair_files" else folder
+            table[key] = str((root / Path(value).expanduser()).resolve())
