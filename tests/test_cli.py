@@ -280,8 +280,8 @@ def test_eval_prints_a_table_or_json(shop: Path, capsys: pytest.CaptureFixture[s
     argv = ("eval", "mini", "--catalog", shop / "shop.csv", "--pairs", shop / "pairs.csv")
     assert run(*argv, "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["tasks"]["t>t"]["1"] == 0.5  # a blue kurta finds the red one, which also finds itself
-    assert report["tasks"]["v>v"]["1"] == 0.0  # both candidates have the same photo
+    assert report["tasks"]["t>t"]["1"] == 1.0  # the red kurta, a candidate of the blue one, is none of its own
+    assert report["tasks"]["v>v"]["1"] == 0.5  # both candidates of the blue one have the same photo
     assert set(report["baselines"]) == {"tfidf", "raw_pixels"}
     assert run(*argv) == 0
     assert "R@10" in capsys.readouterr().out
