@@ -216,6 +216,10 @@ void Graph::Impl::measure_walks(std::size_t changes, unsigned threads) {
     WalkLimits limits;
     for (std::size_t i = 0; i < limits.breadths.size(); ++i) {
         const double share = WalkLimits::SHARES[i];
+        if (share * static_cast<double>(live) < LEAST_MEASURED) {
+            limits.breadths[i] = limits.breadths[i - 1];
+            continue;
+        }
         const auto all = probe.queries(i == 0 ? 1 : FILTERED_STEP);
         const auto thorough = probe.nearest(all, THOROUGH[i], share, UNLIMITED);
         const Probe::Trial trial{i, i == 0 ? thorough : probe.exact(all, share), thorough};
