@@ -190,7 +190,8 @@ def _checked(row: int, record: object, folder: Path | None) -> Product | Rejecte
         image = _image(fields.pop("image", None), folder)
         if title is None and image is None:
             raise InputError(f"product {identity!r} has neither a title nor an image; expected at least one")
-        if twice := nested.keys() & (fields.keys() | FIELDS):
+        reserved = frozenset[Any]() if isinstance(record, Product) else fields.keys() | FIELDS
+        if twice := nested.keys() & reserved:
             raise InputError(f"attribute {min(map(str, twice))!r} is given beside attributes too; give it another name")
         fields |= nested
         attributes = {_key(key): value for key, cell in fields.items() if (value := _attribute(cell, key)) is not None}
