@@ -25,7 +25,6 @@ from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.index_migration import migrate
 from uniecs.pacing import note_search, searched_lately
 from uniecs.store import Store
-from uniecs.store_format import product_content
 
 if TYPE_CHECKING:
     from uniecs._core import Graph
@@ -230,8 +229,7 @@ class LocalIndex:
         return self._store.known(ids)
 
     def check(self, product: Product) -> None:
-        """See `Index.check`."""
-        product_content(product)
+        """See `Index.check`: what `read_catalog` lets through can be stored."""
 
     def put(self, items: Sequence[tuple[Product, Mapping[str, Vectors]]]) -> None:
         """See `Index.put`."""
