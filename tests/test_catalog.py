@@ -72,6 +72,19 @@ def test_csv_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
     assert isinstance(items[3], Rejected) and (items[3].row, items[3].id) == (3, "4")
 
 
+def test_csv_quotes_that_are_wrong_take_no_rows_unseen(tmp_path: Path) -> None:
+    text = 'id,title\n1,"a\nb"\n2,"5 inch lamp\n3,hat\n4,"old" shoe\n5,"cap\n6,hat","\n7,5"\n8,5"\n'
+    items = read(write(tmp_path / "shop.csv", text))
+    assert [isinstance(item, Product) for item in items] == [True, False, False, True]
+    assert "line 4-6 is not CSV" in reason(items[1])
+    assert "line 7-9 has 3 cells" in reason(items[2])
+    assert items[3] == Product("8", '5"')
+    items = read_catalog(write(tmp_path / "open.csv", 'id,title\n1,hat\n2,"5 inch lamp\n3,hat\n4,bag\n'))
+    assert next(items) == Product("1", "hat")
+    with pytest.raises(CatalogError, match="quote in line 3 that is not closed"):
+        next(items)
+
+
 def test_jsonl(tmp_path: Path) -> None:
     lines = [
         {"id": 1, "title": "shirt", "sizes": ["S", "M"], "price": 9.5, "sale": True, "brand": None, "note": ""},
@@ -123,6 +136,29 @@ def test_parquet_in_the_layout_of_datasets_image(tmp_path: Path) -> None:
     assert items[0] == Product("1", "shirt", b"JPEG", {"year": 2012, "tags": ["a", "b"]})
     assert items[1] == Product("2", None, str(tmp_path / "b.jpg"), {})
     assert isinstance(items[149], Rejected) and (items[149].row, items[149].id) == (149, "3")
+
+
+def test_parquet_values_that_python_cannot_hold_reject_their_row_alone(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    from pyarrow import parquet
+
+    text = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(np.int32([0, 1, 2, 3])), pa.py_buffer(b"a\xffc")])
+    late = pa.array([0, 0, 253402300799000000], pa.timestamp("us", "Asia/Tokyo"))
+    parquet.write_table(pa.table({"id": ["1", "2", "3"], "title": text, "seen": late}), tmp_path / "shop.parquet")
+    items = read(tmp_path / "shop.parquet")
+    assert items[0] == Product("1", "a", None, {"seen": "1970-01-01T09:00:00+09:00"})
+    assert "can't decode byte 0xff" in reason(items[1])
+    assert "out of range" in reason(items[2])
+
+
+def test_parquet_times_in_nanoseconds_need_no_pandas(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    from pyarrow import parquet
+
+    seen = pa.array([1500, None], pa.timestamp("ns"))
+    parquet.write_table(pa.table({"id": ["1", "2"], "title": ["a", "b"], "seen": seen}), tmp_path / "shop.parquet")
+    seen_at = {"seen": "1970-01-01T00:00:00.000001"}
+    assert read(tmp_path / "shop.parquet") == [Product("1", "a", None, seen_at), Product("2", "b")]
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def read_catalog(source: object) -> Iterator[Product | Rejected]:
     strings are absent. An image is a path (relative to the catalogue file's folder), bytes, or {bytes, path}; it is
     not opened here.
 
-    Raises `CatalogError` for a file that is missing, damaged, of another kind or without an id column,
-    `MissingExtraError` for .parquet without pyarrow, `InputError` for any other kind of source.
+    Raises `CatalogError` for a file that is missing, damaged (such as a quote in a .csv that is not closed), of
+    another kind or without an id column, `MissingExtraError` for .parquet without pyarrow, `InputError` for any other
+    kind of source.
     """
     folder = None
     if isinstance(source, (str, os.PathLike)):
@@ -116,22 +117,30 @@ def _csv_records(path: Path, required: Sequence[str]) -> Iterator[object]:
     # Bytes that are not UTF-8 become lone surrogates, which reject their own row only.
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            rows = csv.reader(lines)
+            rows = csv.reader(lines, strict=True)  # else a stray quote would take the rows after it into its cell
             columns = _check_columns(next(rows, []), path, required)
             while True:
+                first = rows.line_num + 1
                 try:
                     row = next(rows)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    yield InputError(f"{path} line {rows.line_num} is not CSV: {error}")
+                    if str(error) == "unexpected end of data":
+                        raise CatalogError(f"{path} has a quote in line {first} that is not closed") from error
+                    yield InputError(f"{path} line {_span(first, rows.line_num)} is not CSV: {error}")
                     continue
                 if row and len(row) != len(columns):
-                    yield InputError(f"{path} line {rows.line_num} has {len(row)} cells; expected {len(columns)}")
+                    where = f"{path} line {_span(first, rows.line_num)}"
+                    yield InputError(f"{where} has {len(row)} cells; expected {len(columns)}")
                 elif row:
                     yield dict(zip(columns, row, strict=True))
     except (OSError, csv.Error) as error:
         raise CatalogError(f"{path} cannot be read: {error}") from error
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _jsonl_records(path: Path, _required: Sequence[str]) -> Iterator[object]:
@@ -157,10 +166,29 @@ def _parquet_records(path: Path, required: Sequence[str], row_groups: Sequence[i
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(file.schema_arrow.names, path, required)
+            schema = pa.schema([_in_microseconds(pa, each) for each in file.schema_arrow])
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=row_groups):
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                yield from _python_rows(batch.cast(schema, safe=False), path)
+    except (OSError, pa.ArrowException) as error:
         raise CatalogError(f"{path} cannot be read: {error}") from error
+
+
+def _in_microseconds(pa: Any, field: Any) -> Any:
+    """Of a column of times the finest that Python has."""
+    if not pa.types.is_timestamp(field.type) or field.type.unit != "ns":
+        return field
+    return field.with_type(pa.timestamp("us", field.type.tz))
+
+
+def _python_rows(batch: Any, path: Path) -> list[object]:
+    """The rows of a batch; for one with a value that Python cannot hold, such as a date after 9999, the reason."""
+    try:
+        rows: list[object] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            return [InputError(f"{path} has a value in this row that cannot be read: {error}")]
+    return [row for place in range(len(batch)) for row in _python_rows(batch.slice(place, 1), path)]
 
 
 def _frame_records(frame: Any) -> Iterator[object]:
