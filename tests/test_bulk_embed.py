@@ -299,6 +299,16 @@ def test_ray_gives_the_same_files(cluster: Any, small_workers: None, catalog: Pa
     assert cluster.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("cpus", "expected"),
+    [((2.0, 2.0), (2, 2)), ((6.0, 9.0), (4, 3)), ((3.0, 1.0), (3, 1)), ((0.0, 16.0), (4, 4)), ((0.0,), (1, 1))],
+)
+def test_a_worker_fits_on_a_machine(cpus: tuple[float, ...], expected: tuple[int, int]) -> None:
+    dead = {"Alive": False, "Resources": {"CPU": 64.0}}
+    nodes = [dead, *({"Alive": True, "Resources": {"CPU": each} if each else {}} for each in cpus)]
+    assert bulk_embed._worker_size(nodes) == expected
+
+
 def test_a_killed_worker_is_replaced(cluster: Any, small_workers: None, catalog: Path, tmp_path: Path) -> None:
     here = embed_catalog(catalog, job(tmp_path, "here"), loader())
     (tmp_path / "deaths").mkdir()

@@ -69,9 +69,10 @@ def embed_catalog(
 
     `ray` is the address of a cluster ("auto" for the one of this machine, "local" to start one here); without it
     all runs in this process. On a cluster each worker takes a GPU, if there are any and `device` is not "cpu", or four
-    CPUs; a shard whose worker dies is tried again up to five times. Raises `CatalogError` for a catalogue or shard that
-    cannot be read or lost rows, `ModelMismatchError` or `InputError` if `job.out` holds vectors of another model, other
-    views or another catalogue, `MissingExtraError` without pyarrow or Ray, `BackendError` if the cluster fails.
+    CPUs (fewer where no machine has as many); a shard whose worker dies is tried again up to five times. Raises
+    `CatalogError` for a catalogue or shard that cannot be read or lost rows, `ModelMismatchError` or `InputError` if
+    `job.out` holds vectors of another model, other views or another catalogue, `MissingExtraError` without pyarrow or
+    Ray, `BackendError` if the cluster fails.
     """
     from tqdm import tqdm
 
@@ -206,15 +207,13 @@ def _on_ray(todo: Sequence[Shard], job: BulkJob, load: LoadEncoder, address: str
     if not todo:
         return
     with _cluster(address) as ray:
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
-        cpus = max(int(resources.get("CPU", 1)), 1)
-        threads = min(CPUS_PER_WORKER, cpus)
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
+        threads, workers = _worker_size(ray.nodes())
         rows = [{"shard": json.dumps(asdict(shard))} for shard in todo]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,
             fn_constructor_args=(job, load, threads, RETRIES),
-            compute=ray.data.ActorPoolStrategy(size=min(len(todo), gpus or cpus // threads)),
+            compute=ray.data.ActorPoolStrategy(size=min(len(todo), gpus or workers)),
             **({"num_gpus": 1} if gpus else {"num_cpus": threads}),
         )
         try:
@@ -225,6 +224,13 @@ def _on_ray(todo: Sequence[Shard], job: BulkJob, load: LoadEncoder, address: str
                 yield ShardReport(**json.loads(row["report"]))
         except ray.exceptions.RayError as error:
             raise BackendError(f"the Ray cluster at {address!r} failed: {error}") from error
+
+
+def _worker_size(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """CPUs of a worker, as many as some machine has, and how many such workers the machines hold."""
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    threads = min(CPUS_PER_WORKER, max([1, *cpus]))
+    return threads, max(1, sum(each // threads for each in cpus))
 
 
 @contextmanager
