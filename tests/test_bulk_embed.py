@@ -184,6 +184,16 @@ def test_damaged_and_lost_shards(catalog: Path, tmp_path: Path) -> None:
         embed_catalog(catalog, job(tmp_path), loader())
 
 
+def test_a_shard_embedded_anew_keeps_no_rejected_rows_of_before(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("id,title\n1,a bad one\n2,red\n")
+    embed_catalog(tmp_path / "shop.csv", job(tmp_path), loader())
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    shard.unlink()
+    (tmp_path / "shop.csv").write_text("id,title\n1,a good one\n2,red\n")
+    assert embed_catalog(tmp_path / "shop.csv", job(tmp_path), loader()).embedded == 2
+    assert list((tmp_path / "out" / "rejected").iterdir()) == []
+
+
 def test_a_folder_of_other_vectors_is_refused(catalog: Path, tmp_path: Path) -> None:
     embed_catalog(catalog, job(tmp_path), loader())
     with pytest.raises(ModelMismatchError, match="fake-2"):

@@ -212,8 +212,9 @@ def checked(shard: Shard, job: BulkJob) -> ShardReport:
     there = sum(_row_groups(rejected)) if rejected.exists() else 0
     if there != report.rejected or report.rows != report.embedded + there or shard.rows not in (None, report.rows):
         raise CatalogError(
-            f"{shard.path} has {shard.rows} rows from {shard.first_row} on, of which {report.rows} were read, "
-            f"{report.embedded} embedded and {there} rejected; remove {shard.name} and run the command again"
+            f"of {shard.path} from row {shard.first_row} on {report.rows} rows were read (expected: "
+            f"{'all' if shard.rows is None else shard.rows}), {report.embedded} embedded and {there} rejected; remove "
+            f"{shard.name} and run the command again"
         )
     return report
 
@@ -258,6 +259,7 @@ def writing(shard: Shard, job: BulkJob) -> Iterator[ShardWriter]:
             vectors.note({FOOTER: json.dumps({**_footer(shard, job), "report": asdict(writer.report)}).encode()})
         if not writer.report.rejected:
             bad.unlink()
+            (path.parent / REJECTED / path.name).unlink(missing_ok=True)  # of a run before, whose vectors are gone
 
 
 class _Rows:
