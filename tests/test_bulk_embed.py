@@ -194,6 +194,17 @@ def test_a_shard_embedded_anew_keeps_no_rejected_rows_of_before(tmp_path: Path) 
     assert list((tmp_path / "out" / "rejected").iterdir()) == []
 
 
+def test_a_row_after_one_of_its_id_that_failed_is_embedded(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("id,title\n7,a bad one\n7,red\n7,blue\n8,a bag\n8,bad\n")
+    assert embed_catalog(tmp_path / "shop.csv", job(tmp_path), loader()).embedded == 2
+    (path,) = (tmp_path / "out" / "rejected").iterdir()
+    assert parquet.read_table(path)["error"].to_pylist() == ["TextError", "CatalogError", "CatalogError"]
+    pairs = list(embedded_products(tmp_path / "shop.csv", tmp_path / "out"))
+    assert [product.title for product, _ in pairs] == ["red", "a bag"]
+    expected = loader()(None).encode(["red"], [None], errors="return").embeddings[0]
+    np.testing.assert_array_equal(pairs[0][1]["multimodal"], expected)
+
+
 def test_a_folder_of_other_vectors_is_refused(catalog: Path, tmp_path: Path) -> None:
     embed_catalog(catalog, job(tmp_path), loader())
     with pytest.raises(ModelMismatchError, match="fake-2"):

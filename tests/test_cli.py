@@ -257,6 +257,13 @@ def test_embed_writes_ids_and_embeddings(shop: Path, capsys: pytest.CaptureFixtu
     assert not list(shop.glob("*.partial"))
 
 
+def test_embed_takes_the_first_row_of_an_id_that_can_be_read(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shop / "twice.csv").write_text("id,title,image\n7,red kurta,missing.png\n7,red kurta,red.png\n7,jeans,\n", "utf-8")
+    assert run("embed", shop / "twice.csv", "--out", shop / "vectors.npz", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["embedded"], [each["row"] for each in report["rejected"]]) == (1, [0, 2])
+
+
 def test_embed_refuses_where_it_cannot_write_before_it_embeds(
     shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

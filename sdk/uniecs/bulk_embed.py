@@ -105,7 +105,7 @@ def embed_shard(shard: Shard, job: BulkJob, encoder: Encoder) -> ShardReport:
     source = enumerate(shard.read(), shard.first_row)
     with writing(shard, job) as writer:
         while batch := list(itertools.islice(source, BATCH)):
-            for row, item, outcome in _embedded(batch, encoder, job.views, seen):
+            for row, item, outcome in embed_rows(batch, encoder, job.views, seen):
                 if isinstance(outcome, UniecsError):
                     writer.reject(row, item.id, outcome)
                 elif item.id is not None:
@@ -113,24 +113,22 @@ def embed_shard(shard: Shard, job: BulkJob, encoder: Encoder) -> ShardReport:
     return writer.report
 
 
-def _embedded(
-    batch: list[tuple[int, Product | Rejected]], encoder: Encoder, views: Sequence[str], seen: set[str]
+def embed_rows(
+    batch: Sequence[tuple[int, Product | Rejected]], encoder: Encoder, views: Sequence[str], seen: set[str]
 ) -> Iterator[tuple[int, Product | Rejected, dict[str, Vectors] | UniecsError]]:
-    """For each row, in order, its vectors by view, or why it has none; `seen` are the ids of the shard so far."""
-    products: list[Product] = []
-    outcomes: dict[int, dict[str, Vectors] | UniecsError] = {}
-    places: list[int] = []
+    """For each row, in order, its vectors by view, or why it has none; `seen` are the ids embedded so far."""
+    good = [(row, item) for row, item in batch if isinstance(item, Product) and item.id not in seen]
+    vectors = product_vectors(encoder, [product for _, product in good], views)
+    outcomes = dict(zip((row for row, _ in good), vectors, strict=True))
     for row, item in batch:
         if isinstance(item, Rejected):
-            outcomes[row] = item.error
+            yield row, item, item.error
         elif item.id in seen:
-            outcomes[row] = CatalogError(f"the id {item.id!r} appears twice")
+            yield row, item, CatalogError(f"the id {item.id!r} appears twice")
         else:
-            seen.add(item.id)
-            products.append(item)
-            places.append(row)
-    outcomes |= zip(places, product_vectors(encoder, products, views), strict=True)
-    return ((row, item, outcomes[row]) for row, item in batch)
+            if isinstance(outcomes[row], dict):
+                seen.add(item.id)
+            yield row, item, outcomes[row]
 
 
 def product_vectors(

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniecs.cli_io import add_command, check_writable, load_encoder, note_rejected, print_json, rejections, views
-from uniecs.errors import CatalogError
+from uniecs.errors import UniecsError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from uniecs.catalog import Product, Rejected
+    from uniecs.catalog import Product
     from uniecs.encoder import Encoder
+    from uniecs.index import Vectors
 
 _EMBED_CHUNK = 256
 _NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?")
@@ -193,27 +191,29 @@ def _embed(args: argparse.Namespace) -> int:
         args.parser.error("--ray and --views are for a folder of vectors: give an --out that does not end in .npz")
     import numpy as np
 
+    from uniecs.catalog import Rejected
+
     check_writable(args.out)
     encoder = load_encoder(args)
     rejected: list[Rejected] = []
-    ids: list[str] = []
-    parts = [np.empty((0, encoder.embed_dim), dtype=np.float32)]
-    for chunk_ids, embeddings in _embedded(encoder, args.catalog, rejected):
-        ids += chunk_ids
-        parts.append(embeddings)
-    rejected.sort(key=lambda each: each.row)
-    if ids:
+    vectors: dict[str, Vectors] = {}
+    for row, product_id, outcome in _embedded(encoder, args.catalog):
+        if isinstance(outcome, UniecsError):
+            rejected.append(Rejected(row, product_id, outcome))
+        elif product_id is not None:
+            vectors[product_id] = outcome
+    if vectors:
         partial = args.out.with_name(args.out.name + ".partial")
         with partial.open("wb") as file:
-            np.savez(file, ids=np.array(ids, dtype=np.str_), embeddings=np.concatenate(parts))
+            np.savez(file, ids=np.array(list(vectors)), embeddings=np.stack(list(vectors.values())))
         partial.replace(args.out)
     if args.json:
-        summary = {"out": str(args.out) if ids else None, "model_id": encoder.model_id}
-        print_json({**summary, "embedded": len(ids), "rejected": rejections(rejected)})
+        summary = {"out": str(args.out) if vectors else None, "model_id": encoder.model_id}
+        print_json({**summary, "embedded": len(vectors), "rejected": rejections(rejected)})
     else:
         note_rejected(rejected)
-        print(f"{args.out}: {len(ids)} products embedded, {len(rejected)} rows rejected")
-    return 0 if ids else 1
+        print(f"{args.out}: {len(vectors)} products embedded, {len(rejected)} rows rejected")
+    return 0 if vectors else 1
 
 
 def _embed_shards(args: argparse.Namespace) -> int:
@@ -238,30 +238,18 @@ def _embed_shards(args: argparse.Namespace) -> int:
     return 0 if report.embedded else 1
 
 
-def _embedded(
-    encoder: Encoder, catalog: Path, rejected: list[Rejected]
-) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
-    """Yield ids and embeddings chunk by chunk; rows that fail are appended to `rejected`."""
+def _embedded(encoder: Encoder, catalog: Path) -> Iterator[tuple[int, str | None, Vectors | UniecsError]]:
+    """For each row its position, its id where known, and its vector or why it has none."""
     from tqdm import tqdm
 
-    from uniecs.catalog import Rejected, read_catalog
+    from uniecs.bulk_embed import embed_rows
+    from uniecs.catalog import read_catalog
 
-    seen: set[str] = set()
+    seen = set[str]()
     rows = tqdm(enumerate(read_catalog(catalog)), desc="embed", unit="row", disable=None)
     while batch := list(itertools.islice(rows, _EMBED_CHUNK)):
-        good: list[tuple[int, Product]] = []
-        for row, item in batch:
-            if isinstance(item, Rejected):
-                rejected.append(item)
-            elif item.id in seen:
-                rejected.append(Rejected(row, item.id, CatalogError(f"the id {item.id!r} appears twice")))
-            else:
-                seen.add(item.id)
-                good.append((row, item))
-        result = encoder.encode([each.title for _, each in good], [each.image for _, each in good], errors="return")
-        rejected += [Rejected(good[i][0], good[i][1].id, error) for i, error in result.errors.items()]
-        kept = [i for i in range(len(good)) if i not in result.errors]
-        yield [good[i][1].id for i in kept], result.embeddings[kept]
+        for row, item, outcome in embed_rows(batch, encoder, ("multimodal",), seen):
+            yield row, item.id, outcome["multimodal"] if isinstance(outcome, dict) else outcome
 
 
 def _doctor(args: argparse.Namespace) -> int:

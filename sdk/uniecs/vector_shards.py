@@ -330,13 +330,15 @@ def embedded_products(
         raise InputError(f"{out} is no folder of vectors: {error}") from error
     for shard in plan_shards(catalog):
         checked(shard, job)
-        products = (item for item in shard.read() if isinstance(item, Product))
-        for vectors in _vectors_of(parquet.ParquetFile(Path(out) / shard.name), job):
-            # Rows keep their order, so the next product of this id is the one that was embedded.
-            product = next((each for each in products if each.id == vectors[0]), None)
-            if product is None:
-                raise CatalogError(f"{shard.path} has no product {vectors[0]!r} where {shard.name} has its vectors")
-            yield product, vectors[1]
+        rejected = Path(out) / REJECTED / shard.name
+        left_out = set(parquet.read_table(rejected)["row"].to_pylist()) if rejected.exists() else set[int]()
+        rows = enumerate(shard.read(), shard.first_row)
+        products = (item for row, item in rows if row not in left_out)
+        for product_id, vectors in _vectors_of(parquet.ParquetFile(Path(out) / shard.name), job):
+            product = next(products, None)
+            if not isinstance(product, Product) or product.id != product_id:
+                raise CatalogError(f"{shard.path} has no product {product_id!r} where {shard.name} has its vectors")
+            yield product, vectors
 
 
 def _vectors_of(file: Any, job: BulkJob) -> Iterator[tuple[str, dict[str, Vectors]]]:
