@@ -264,6 +264,15 @@ def test_embed_takes_the_first_row_of_an_id_that_can_be_read(shop: Path, capsys:
     assert (report["embedded"], [each["row"] for each in report["rejected"]]) == (1, [0, 2])
 
 
+def test_embed_refuses_ids_that_an_array_cannot_hold(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": each, "title": "red"} for each in ("a\0", "a", "\0a")]
+    (shop / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("embed", shop / "odd.jsonl", "--out", shop / "vectors.npz") == 0
+    assert "rejected row 0 (id a\0): the id 'a\\x00' ends in a NUL" in capsys.readouterr().err
+    with np.load(shop / "vectors.npz", allow_pickle=False) as arrays:
+        assert arrays["ids"].tolist() == ["a", "\0a"]
+
+
 def test_embed_refuses_where_it_cannot_write_before_it_embeds(
     shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniecs.cli_io import add_command, check_writable, load_encoder, note_rejected, print_json, rejections, views
-from uniecs.errors import UniecsError
+from uniecs.errors import InputError, UniecsError
 
 if TYPE_CHECKING:
     from uniecs.catalog import Product
@@ -249,7 +249,10 @@ def _embedded(encoder: Encoder, catalog: Path) -> Iterator[tuple[int, str | None
     rows = tqdm(enumerate(read_catalog(catalog)), desc="embed", unit="row", disable=None)
     while batch := list(itertools.islice(rows, _EMBED_CHUNK)):
         for row, item, outcome in embed_rows(batch, encoder, ("multimodal",), seen):
-            yield row, item.id, outcome["multimodal"] if isinstance(outcome, dict) else outcome
+            if item.id is not None and item.id.endswith("\0"):  # NumPy takes it for padding
+                yield row, item.id, InputError(f"the id {item.id!r} ends in a NUL, which a .npz file cannot hold")
+            else:
+                yield row, item.id, outcome["multimodal"] if isinstance(outcome, dict) else outcome
 
 
 def _doctor(args: argparse.Namespace) -> int:
