@@ -251,6 +251,11 @@ def test_catalogues(catalog: Path, tmp_path: Path) -> None:
     assert len(plan_shards(catalog)) == 11
     names = [each.name for each in plan_shards(catalog)]
     assert len(set(names)) == len(names)
+    for hidden in (".part-9.parquet", "_part-9.parquet"):
+        shutil.copy(catalog / "more" / "part-0.parquet", catalog / "more" / hidden)
+    assert [each.name for each in plan_shards(catalog)] == names
+    assert {each.source for each in plan_shards(catalog / "more/*")} == {f"part-{file}.parquet" for file in range(3)}
+    assert {each.source for each in plan_shards(catalog / "more/_*")} == {"_part-9.parquet"}
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     for wrong in ("empty", "missing.csv", "catalog/notes.txt", "broken.parquet", "none-*.csv"):
@@ -268,6 +273,8 @@ def test_products_and_their_vectors_come_together(catalog: Path, tmp_path: Path)
     expected = loader()(None).encode([None], [product.image], errors="return").embeddings[0]
     np.testing.assert_array_equal(vectors["image"], expected)
     assert set(by_id["2-6"][1]) == {"multimodal"}
+    with pytest.raises(InputError, match="of no file of this catalogue"):
+        list(embedded_products(catalog / "b.csv", tmp_path / "out"))
     next((tmp_path / "out").glob("b-*.parquet")).unlink()
     with pytest.raises(CatalogError, match="missing"):
         list(embedded_products(catalog, tmp_path / "out"))

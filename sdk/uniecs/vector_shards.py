@@ -92,6 +92,8 @@ class ShardReport:
 def plan_shards(catalog: str | os.PathLike[str]) -> list[Shard]:
     """The shards of a catalogue: a file, a folder of files, or a pattern such as "parts/*.parquet".
 
+    Files whose names begin with a dot or an underscore are left out, unless the pattern's last part does too.
+
     Raises `CatalogError` for a catalogue that is missing, empty, or has a file that cannot be read.
     """
     path = Path(catalog).absolute()
@@ -99,15 +101,21 @@ def plan_shards(catalog: str | os.PathLike[str]) -> list[Shard]:
     pattern = next((place for place, part in enumerate(parts) if set(part) & set("*?[")), None)
     if pattern is not None and not path.exists():
         root = Path(*parts[:pattern])
-        files = [each for each in root.glob("/".join(parts[pattern:])) if each.is_file()]
+        found = root.glob("/".join(parts[pattern:]))
+        files = [each for each in found if each.is_file() and (_hidden(path) or not _hidden(each))]
     elif path.is_dir():
         root = path
-        files = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.name[0] not in "._"]
+        files = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and not _hidden(each)]
     else:
         root, files = path.parent, [path]
     if not files:
         raise CatalogError(f"{path} has no .parquet, .jsonl or .csv file")
     return [shard for each in sorted(files) for shard in _shards_of(each, each.relative_to(root).as_posix())]
+
+
+def _hidden(path: Path) -> bool:
+    """Whether a file is one that others leave out, being half written or of their own."""
+    return path.name[0] in "._"
 
 
 def _shards_of(path: Path, source: str) -> Iterator[Shard]:
@@ -163,9 +171,13 @@ def claim(out: Path, job: BulkJob, shards: Sequence[Shard]) -> None:
         raise InputError(f"{manifest} is damaged: {error}") from error
     if found != wanted:
         raise ModelMismatchError(f"{manifest} says {found}; expected {wanted}: choose another --out")
+    _refuse_others(out, shards)
+
+
+def _refuse_others(out: Path, shards: Sequence[Shard]) -> None:
     foreign = {each.name for each in out.glob("*.parquet")} - {shard.name for shard in shards}
     if foreign:
-        raise InputError(f"{out} holds {min(foreign)}, which is of no file of this catalogue; choose another --out")
+        raise InputError(f"{out} holds {min(foreign)}, which is of no file of this catalogue; choose another folder")
 
 
 def partials(shard: Shard, job: BulkJob) -> int:
@@ -328,7 +340,9 @@ def embedded_products(
         job = BulkJob(str(out), facts["model_id"], facts["embed_dim"], tuple(facts["views"]))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{out} is no folder of vectors: {error}") from error
-    for shard in plan_shards(catalog):
+    shards = plan_shards(catalog)
+    _refuse_others(Path(out), shards)
+    for shard in shards:
         checked(shard, job)
         rejected = Path(out) / REJECTED / shard.name
         left_out = set(parquet.read_table(rejected)["row"].to_pylist()) if rejected.exists() else set[int]()
