@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -220,6 +221,16 @@ def test_a_folder_of_other_vectors_is_refused(catalog: Path, tmp_path: Path) -> 
         embed_catalog(catalog, job(tmp_path), loader())
     with pytest.raises(ConfigError, match="views"):
         job(tmp_path, views=("multimodal", "sound"))
+
+
+def test_one_run_at_a_time_writes_a_folder(catalog: Path, tmp_path: Path) -> None:
+    def load(threads: int | None) -> Any:
+        with pytest.raises(InputError, match=f"out is being written by process {os.getpid()} on .*one writer"):
+            embed_catalog(catalog, job(tmp_path), loader())
+        return loader()(threads)
+
+    assert embed_catalog(catalog, job(tmp_path), load).skipped == 0
+    assert embed_catalog(catalog, job(tmp_path), loader()).skipped == 11
 
 
 def test_a_changed_word_makes_another_file(tmp_path: Path) -> None:

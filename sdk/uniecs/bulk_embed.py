@@ -25,11 +25,10 @@ from uniecs.vector_shards import (
     Shard,
     ShardReport,
     checked,
-    claim,
+    claimed,
     finished,
     partials,
     plan_shards,
-    remove_partials,
     writing,
 )
 
@@ -71,24 +70,21 @@ def embed_catalog(
     all runs in this process. On a cluster each worker takes a GPU, if there are any and `device` is not "cpu", or four
     CPUs (fewer where no machine has as many); a shard whose worker dies is tried again up to five times. Raises
     `CatalogError` for a catalogue or shard that cannot be read or lost rows, `ModelMismatchError` or `InputError` if
-    `job.out` holds vectors of another model, other views or another catalogue, `MissingExtraError` without pyarrow or
-    Ray, `BackendError` if the cluster fails.
+    `job.out` holds vectors of another model, other views or another catalogue, or another run writes there,
+    `MissingExtraError` without pyarrow or Ray, `BackendError` if the cluster fails.
     """
     from tqdm import tqdm
 
     shards = plan_shards(catalog)
-    out = Path(job.out)
-    claim(out, job, shards)
-    remove_partials(out)
-    todo = [shard for shard in shards if finished(shard, job) is None]
-    reports = _here(todo, job, load) if ray is None else _on_ray(todo, job, load, ray, device)
-    known = [shard.rows for shard in todo]
-    total = None if None in known else sum(rows for rows in known if rows is not None)
-    with tqdm(desc="embed", total=total, unit="row", disable=None) as bar:
-        for report in reports:
-            bar.update(report.rows)
-    sums = [checked(shard, job) for shard in shards]
-    remove_partials(out)
+    with claimed(Path(job.out), job, shards):
+        todo = [shard for shard in shards if finished(shard, job) is None]
+        reports = _here(todo, job, load) if ray is None else _on_ray(todo, job, load, ray, device)
+        known = [shard.rows for shard in todo]
+        total = None if None in known else sum(rows for rows in known if rows is not None)
+        with tqdm(desc="embed", total=total, unit="row", disable=None) as bar:
+            for report in reports:
+                bar.update(report.rows)
+        sums = [checked(shard, job) for shard in shards]
     columns = [[each.rows for each in sums], [each.embedded for each in sums], [each.rejected for each in sums]]
     return BulkReport(len(shards), len(shards) - len(todo), *map(sum, columns))
 

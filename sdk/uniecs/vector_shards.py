@@ -23,9 +23,18 @@ import numpy as np
 
 from uniecs.catalog import Product, Rejected, read_catalog, read_row_groups
 from uniecs.durable import sync
-from uniecs.errors import CatalogError, ConfigError, InputError, MissingExtraError, ModelMismatchError, UniecsError
+from uniecs.errors import (
+    CatalogError,
+    ConfigError,
+    IndexFileError,
+    InputError,
+    MissingExtraError,
+    ModelMismatchError,
+    UniecsError,
+)
 from uniecs.index import Vectors
 from uniecs.index_folder import VIEW_INPUTS
+from uniecs.writer_lock import WriterLock
 
 MANIFEST, REJECTED, FOOTER = "manifest.json", "rejected", b"uniecs.shard"
 SUFFIXES = (".parquet", ".jsonl", ".csv")
@@ -155,11 +164,27 @@ def _fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def claim(out: Path, job: BulkJob, shards: Sequence[Shard]) -> None:
-    """Make `out` the folder of this job; refuse one of another."""
+@contextmanager
+def claimed(out: Path, job: BulkJob, shards: Sequence[Shard]) -> Iterator[None]:
+    """`out` as the folder of this job, and of no other run while the block lasts; refuses one of another job."""
+    (out / REJECTED).mkdir(parents=True, exist_ok=True)
+    lock = WriterLock(out)
+    try:
+        lock.acquire()
+    except IndexFileError as error:
+        raise InputError(str(error)) from error
+    try:
+        _claim(out, job, shards)
+        _remove_partials(out)
+        yield
+        _remove_partials(out)
+    finally:
+        lock.release()
+
+
+def _claim(out: Path, job: BulkJob, shards: Sequence[Shard]) -> None:
     wanted = job.manifest()
     manifest = out / MANIFEST
-    (out / REJECTED).mkdir(parents=True, exist_ok=True)
     if not manifest.exists():
         if stray := sorted(out.glob("*.parquet")):
             raise InputError(f"{out} holds {stray[0].name} but no {MANIFEST}; choose another --out")
@@ -181,11 +206,11 @@ def _refuse_others(out: Path, shards: Sequence[Shard]) -> None:
 
 
 def partials(shard: Shard, job: BulkJob) -> int:
-    """How many writers of the shard's vectors died since `remove_partials`, or are at work."""
+    """How many writers of the shard's vectors died in this run, or are at work."""
     return len(list(Path(job.out).glob(f".{glob.escape(shard.name)}.*.partial")))
 
 
-def remove_partials(out: Path) -> None:
+def _remove_partials(out: Path) -> None:
     """Remove what writers that died left; for when no other is at work."""
     for folder in (out, out / REJECTED):
         for partial in folder.glob(".*.partial"):

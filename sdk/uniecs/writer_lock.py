@@ -1,4 +1,4 @@
-"""The lock file of an index folder: one writer at a time, over all processes and within one.
+"""The lock file of an index folder, or of one of vectors: one writer at a time, over all processes and within one.
 
 The lock is the operating system's on the open file, so it ends with its process, however that ends. The file's text
 (process id and host) only serves the message that a second writer gets; the file itself stays.
@@ -22,10 +22,10 @@ _told_fork = False
 
 
 class WriterLock:
-    """The right to write the index in `folder`; not held until `acquire`. Not to be shared by threads unguarded."""
+    """The right to write in `folder`; not held until `acquire`. Not to be shared by threads unguarded."""
 
     def __init__(self, folder: Path) -> None:
-        """The lock of the index in `folder`, which need not exist yet."""
+        """The lock of `folder`, which need not exist yet."""
         self._path = folder / LOCK_FILE
         self._descriptor: int | None = None
 
@@ -48,11 +48,12 @@ class WriterLock:
             owner = os.read(descriptor, 1024).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
             raise IndexFileError(
-                f"{self._path.parent} is being written by {owner}; one writer at a time: close the index there first"
+                f"{self._path.parent} is being written by {owner}; one writer at a time: "
+                "close the index there, or let the run end, first"
             ) from error
         except OSError as error:
             os.close(descriptor)
-            raise IndexFileError(f"{self._path} cannot be locked ({error}); put the index on another disk") from error
+            raise IndexFileError(f"{self._path} cannot be locked ({error}); put it on another disk") from error
         self._descriptor = descriptor
         _close_in_children(self)
         # On a full disk the text may be missing; the lock holds all the same.
