@@ -200,7 +200,7 @@ def test_a_row_after_one_of_its_id_that_failed_is_embedded(tmp_path: Path) -> No
     assert embed_catalog(tmp_path / "shop.csv", job(tmp_path), loader()).embedded == 2
     (path,) = (tmp_path / "out" / "rejected").iterdir()
     assert parquet.read_table(path)["error"].to_pylist() == ["TextError", "CatalogError", "CatalogError"]
-    pairs = list(embedded_products(tmp_path / "shop.csv", tmp_path / "out"))
+    pairs = list(embedded_products(tmp_path / "shop.csv", tmp_path / "out").items)
     assert [product.title for product, _ in pairs] == ["red", "a bag"]
     expected = loader()(None).encode(["red"], [None], errors="return").embeddings[0]
     np.testing.assert_array_equal(pairs[0][1]["multimodal"], expected)
@@ -276,7 +276,9 @@ def test_catalogues(catalog: Path, tmp_path: Path) -> None:
 
 def test_products_and_their_vectors_come_together(catalog: Path, tmp_path: Path) -> None:
     embed_catalog(catalog, job(tmp_path), loader())
-    pairs = list(embedded_products(catalog, tmp_path / "out"))
+    embedded = embedded_products(catalog, tmp_path / "out")
+    assert (embedded.model_id, embedded.views, embedded.count) == ("fake-1", VIEWS, 157)
+    pairs = list(embedded.items)
     assert len(pairs) == 157
     by_id = {product.id: (product, vectors) for product, vectors in pairs}
     product, vectors = by_id["2-4"]
@@ -285,12 +287,12 @@ def test_products_and_their_vectors_come_together(catalog: Path, tmp_path: Path)
     np.testing.assert_array_equal(vectors["image"], expected)
     assert set(by_id["2-6"][1]) == {"multimodal"}
     with pytest.raises(InputError, match="of no file of this catalogue"):
-        list(embedded_products(catalog / "b.csv", tmp_path / "out"))
+        embedded_products(catalog / "b.csv", tmp_path / "out")
     next((tmp_path / "out").glob("b-*.parquet")).unlink()
     with pytest.raises(CatalogError, match="missing"):
-        list(embedded_products(catalog, tmp_path / "out"))
+        embedded_products(catalog, tmp_path / "out")
     with pytest.raises(InputError, match="no folder of vectors"):
-        list(embedded_products(catalog, tmp_path))
+        embedded_products(catalog, tmp_path)
 
 
 def test_command(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,11 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from uniecs.catalog import Product
 from uniecs.copying import CopyReport, copy_index, store_items
 from uniecs.errors import BackendError, ConfigError, FilterError, IndexFileError, InputError, ModelMismatchError
 from uniecs.filters import And, Filter, Or, matches, parse_where
-from uniecs.index import Vectors
+from uniecs.index import Embedded, Vectors
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.milvus_connection import Address, Connection, is_milvus_url
 from uniecs.milvus_filters import MAX_VALUES, filter_fields, number_key, text_key
@@ -395,6 +396,10 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
             MilvusIndex.open(f"milvus://127.0.0.1:{taken.getsockname()[1]}/shop")
 
 
+def embedded(items: Iterable[Any], model_id: str = "fake-1", views: tuple[str, ...] = CONFIG.views) -> Embedded:
+    return Embedded(model_id, views, items)
+
+
 def test_copying_goes_on_where_it_stopped(milvus_url: str) -> None:
     source = [item(str(n), n, price=n) for n in range(1200)]
     target = create(milvus_url)
@@ -404,14 +409,15 @@ def test_copying_goes_on_where_it_stopped(milvus_url: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        copy_index(broken(), target)
+        copy_index(embedded(broken()), target)
     assert len(target) == 500
-    assert copy_index(source, target, total=1200) == CopyReport(copied=700, unchanged=500)
-    assert copy_index(iter(source), target) == CopyReport(copied=0, unchanged=1200)
+    assert copy_index(embedded(source), target) == CopyReport(copied=700, unchanged=500)
+    assert copy_index(embedded(iter(source)), target) == CopyReport(copied=0, unchanged=1200)
     changed = [*source[:5], (replace(source[5][0], title="new"), source[5][1]), (source[6][0], source[7][1])]
-    assert copy_index(changed, target) == CopyReport(copied=2, unchanged=5)
-    assert copy_index([source[0], (replace(source[1][0], id="0"), source[0][1])], target) == CopyReport(1, 0)
-    assert copy_index([source[1], source[0]], target) == CopyReport(1, 1)  # the later one had won
+    assert copy_index(embedded(changed), target) == CopyReport(copied=2, unchanged=5)
+    twice = [source[0], (replace(source[1][0], id="0"), source[0][1])]
+    assert copy_index(embedded(twice), target) == CopyReport(1, 0)
+    assert copy_index(embedded([source[1], source[0]]), target) == CopyReport(1, 1)  # the later one had won
     assert len(target) == 1200
     assert ids(target.search("image", source[7][1]["image"][np.newaxis], 2, None)[0]) in (["6", "7"], ["7", "6"])
     target.close()
@@ -424,7 +430,7 @@ def test_a_store_is_copied_whole(milvus_url: str, tmp_path: Path) -> None:
     store.put([item("é7", 7777, ("image",), price=7)])
     store.delete(["é8"])
     target = create(milvus_url)
-    assert copy_index(store_items(store), target, store.count()) == CopyReport(copied=2999, unchanged=0)
+    assert copy_index(store_items(store), target) == CopyReport(copied=2999, unchanged=0)
     assert copy_index(store_items(store), target) == CopyReport(copied=0, unchanged=2999)
     assert (len(target), target.known(["é8"])) == (2999, set())
     np.testing.assert_array_equal(target.vector("é7", "image"), unit(7777))
@@ -432,6 +438,30 @@ def test_a_store_is_copied_whole(milvus_url: str, tmp_path: Path) -> None:
     assert hits[0][0] == source[10][0]
     target.close()
     store.close()
+
+
+def test_what_milvus_cannot_hold_is_left_out_of_a_copy(milvus_url: str) -> None:
+    source = [item(str(n), n, price=n) for n in range(700)]
+    source[600] = item("huge", 600, text="x" * 70_000)
+    target = create(milvus_url)
+    report = copy_index(embedded(source), target)
+    assert (report.copied, report.unchanged, len(target)) == (699, 0, 699)
+    (rejected,) = report.rejected
+    assert (rejected.row, rejected.id) == (600, "huge") and "attributes of" in str(rejected.error)
+    assert copy_index(embedded(source), target) == CopyReport(0, 699, [ANY])
+    target.close()
+
+
+def test_vectors_of_another_model_or_other_views_are_not_copied(milvus_url: str) -> None:
+    target = create(milvus_url)
+    with pytest.raises(ModelMismatchError, match="of fake-2; the index there has fake-1"):
+        copy_index(embedded([item("1", 1)], model_id="fake-2"), target)
+    for views in (("image",), ("image", "multimodal", "text")):
+        with pytest.raises(InputError, match=f"views {', '.join(views)}; the index there has multimodal, image"):
+            copy_index(embedded([item("1", 1, ("image",))], views=views), target)
+    assert copy_index(embedded([item("1", 1)], views=("image", "multimodal")), target).copied == 1
+    assert len(target) == 1
+    target.close()
 
 
 def test_content_digest_sees_everything() -> None:

@@ -68,3 +68,12 @@ def test_copy_command(milvus_url: str, tmp_path: Path, capsys: pytest.CaptureFix
         assert ids(engine.search(text="red shoe", k=1)) == ["3"]
     assert cli.main(["copy", str(tmp_path / "none"), milvus_url]) == 1
     assert "not an index" in capsys.readouterr().err
+    with filled(tmp_path / "i2") as engine:
+        engine.add([{"id": "huge", "title": "red", "price": 2**63}, {"id": "good", "title": "zebra"}])
+    assert cli.main(["copy", str(tmp_path / "i2"), milvus_url]) == 1
+    captured = capsys.readouterr()
+    assert "1 products copied, 5 were there already, 1 rejected" in captured.out
+    assert "(id huge): product 'huge' has the integer" in captured.err
+    filled(tmp_path / "i3", ("image",)).close()
+    assert cli.main(["copy", str(tmp_path / "i3"), milvus_url]) == 1
+    assert "of the views image; the index there has multimodal" in capsys.readouterr().err

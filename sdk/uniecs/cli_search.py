@@ -147,16 +147,19 @@ def _copy(args: argparse.Namespace) -> int:
     try:
         target = MilvusIndex.ensure(args.url, store.model_id, store.embed_dim, store.bundle, store.config)
         try:
-            report = copy_index(store_items(store), target, store.count())
+            report = copy_index(store_items(store), target)
         finally:
             target.close()
     finally:
         store.close()
     if args.json:
-        print_json({"index": str(args.index), "copied": report.copied, "unchanged": report.unchanged})
+        counts = {"copied": report.copied, "unchanged": report.unchanged}
+        print_json({"index": str(args.index), **counts, "rejected": rejections(report.rejected)})
     else:
-        print(f"{args.url}: {report.copied} products copied, {report.unchanged} were there already")
-    return 0
+        note_rejected(report.rejected)
+        counted = f"{report.copied} products copied, {report.unchanged} were there already"
+        print(f"{args.url}: {counted}, {len(report.rejected)} rejected")
+    return 1 if report.rejected else 0
 
 
 def _search(args: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,6 +18,16 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 Found: TypeAlias = tuple[Product, float]
 
 UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Products with their vectors, view -> (embed_dim,), and what these are of; `count` is their number if known."""
+
+    model_id: str
+    views: tuple[str, ...]
+    items: Iterable[tuple[Product, Mapping[str, Vectors]]]
+    count: int | None = None
 
 
 def check_vectors(vectors: npt.ArrayLike, dim: int) -> Vectors:

@@ -32,7 +32,7 @@ from uniecs.errors import (
     ModelMismatchError,
     UniecsError,
 )
-from uniecs.index import Vectors
+from uniecs.index import Embedded, Vectors
 from uniecs.index_folder import VIEW_INPUTS
 from uniecs.writer_lock import WriterLock
 
@@ -352,14 +352,11 @@ def _rejected_schema(pa: Any) -> Any:
     return pa.schema([("row", pa.int64()), ("id", text), ("error", text), ("reason", text)])
 
 
-def embedded_products(
-    catalog: str | os.PathLike[str], out: str | os.PathLike[str]
-) -> Iterator[tuple[Product, dict[str, Vectors]]]:
+def embedded_products(catalog: str | os.PathLike[str], out: str | os.PathLike[str]) -> Embedded:
     """The products of a catalogue with their vectors in the folder that `embed_catalog` made of it, for `copy_index`.
 
     Raises `InputError` for a folder of another catalogue, `CatalogError` for one that is not complete.
     """
-    _, parquet = _arrow()
     try:
         facts = json.loads((Path(out) / MANIFEST).read_bytes())
         job = BulkJob(str(out), facts["model_id"], facts["embed_dim"], tuple(facts["views"]))
@@ -367,17 +364,24 @@ def embedded_products(
         raise InputError(f"{out} is no folder of vectors: {error}") from error
     shards = plan_shards(catalog)
     _refuse_others(Path(out), shards)
-    for shard in shards:
-        checked(shard, job)
-        rejected = Path(out) / REJECTED / shard.name
-        left_out = set(parquet.read_table(rejected)["row"].to_pylist()) if rejected.exists() else set[int]()
-        rows = enumerate(shard.read(), shard.first_row)
-        products = (item for row, item in rows if row not in left_out)
-        for product_id, vectors in _vectors_of(parquet.ParquetFile(Path(out) / shard.name), job):
-            product = next(products, None)
-            if not isinstance(product, Product) or product.id != product_id:
-                raise CatalogError(f"{shard.path} has no product {product_id!r} where {shard.name} has its vectors")
-            yield product, vectors
+    count = sum(checked(shard, job).embedded for shard in shards)
+    items = (item for shard in shards for item in _products_of(shard, job))
+    return Embedded(job.model_id, job.views, items, count)
+
+
+def _products_of(shard: Shard, job: BulkJob) -> Iterator[tuple[Product, dict[str, Vectors]]]:
+    _, parquet = _arrow()
+    path = Path(job.out) / shard.name
+    left_out = set[int]()
+    if (rejected := path.parent / REJECTED / path.name).exists():
+        with parquet.ParquetFile(rejected) as file:
+            left_out.update(file.read(["row"])["row"].to_pylist())
+    products = (item for row, item in enumerate(shard.read(), shard.first_row) if row not in left_out)
+    for product_id, vectors in _vectors_of(parquet.ParquetFile(path), job):
+        product = next(products, None)
+        if not isinstance(product, Product) or product.id != product_id:
+            raise CatalogError(f"{shard.path} has no product {product_id!r} where {shard.name} has its vectors")
+        yield product, vectors
 
 
 def _vectors_of(file: Any, job: BulkJob) -> Iterator[tuple[str, dict[str, Vectors]]]:
