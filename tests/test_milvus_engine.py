@@ -77,3 +77,18 @@ def test_copy_command(milvus_url: str, tmp_path: Path, capsys: pytest.CaptureFix
     filled(tmp_path / "i3", ("image",)).close()
     assert cli.main(["copy", str(tmp_path / "i3"), milvus_url]) == 1
     assert "of the views image; the index there has multimodal" in capsys.readouterr().err
+
+
+def test_an_index_of_nothing_leaves_no_collection(
+    milvus_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("uniecs.encoder.load", lambda *args, **options: fake())
+    (tmp_path / "empty.csv").write_text("id,title\n1,\n")
+    (tmp_path / "shop.csv").write_text("id,title\n1,red shirt\n")
+    for catalog, status in (("empty", 1), ("empty", 1), ("shop", 0)):
+        assert cli.main(["index", str(tmp_path / f"{catalog}.csv"), "--out", milvus_url]) == status
+        assert f"{1 - status} products added" in capsys.readouterr().out
+    assert cli.main(["index", str(tmp_path / "empty.csv"), "--out", milvus_url]) == 1
+    assert "already exists" in capsys.readouterr().err
+    with SearchEngine.open(milvus_url, fake()) as engine:
+        assert len(engine) == 1

@@ -125,8 +125,8 @@ def _index(args: argparse.Namespace) -> int:
     finally:
         added = len(engine)
         engine.close()
-        if not added and isinstance(args.out, Path):
-            shutil.rmtree(args.out)
+        if not added:
+            _remove_index(args.out)
     if args.json:
         summary = {"index": str(args.out), "model_id": encoder.model_id, "views": args.views}
         print_json({**summary, "added": report.added, "rejected": rejections(report.rejected)})
@@ -134,6 +134,15 @@ def _index(args: argparse.Namespace) -> int:
         note_rejected(report.rejected)
         print(f"{args.out}: {report.added} products added, {len(report.rejected)} rows rejected")
     return 0 if report.added else 1
+
+
+def _remove_index(place: Path | str) -> None:
+    if isinstance(place, Path):
+        shutil.rmtree(place)
+    else:
+        from uniecs.milvus_index import MilvusIndex
+
+        MilvusIndex.drop(place)
 
 
 def _copy(args: argparse.Namespace) -> int:

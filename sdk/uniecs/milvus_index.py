@@ -122,6 +122,15 @@ class MilvusIndex:
             raise
         return cls(connection, manifest)
 
+    @staticmethod
+    def drop(url: str) -> None:
+        """Delete a collection with all that it holds; raises `InputError`, `BackendError`, `MissingExtraError`."""
+        connection = connect(Address.parse(url))
+        try:
+            connection.call("drop_collection")
+        finally:
+            connection.close()
+
     @property
     def config(self) -> IndexConfig:
         """Views and graph parameters."""
