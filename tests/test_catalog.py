@@ -79,10 +79,11 @@ def test_csv_quotes_that_are_wrong_take_no_rows_unseen(tmp_path: Path) -> None:
     assert "line 4-6 is not CSV" in reason(items[1])
     assert "line 7-9 has 3 cells" in reason(items[2])
     assert items[3] == Product("8", '5"')
-    items = read_catalog(write(tmp_path / "open.csv", 'id,title\n1,hat\n2,"5 inch lamp\n3,hat\n4,bag\n'))
-    assert next(items) == Product("1", "hat")
-    with pytest.raises(CatalogError, match="quote in line 3 that is not closed"):
-        next(items)
+    for rest in ("3,hat\n4,bag\n", "3,hat\n" * 30_000):  # csv itself gives up in a cell of 131,072 characters
+        items = read_catalog(write(tmp_path / "open.csv", f'id,title\n1,hat\n2,"5 inch lamp\n{rest}'))
+        assert next(items) == Product("1", "hat")
+        with pytest.raises(CatalogError, match="quote in line 3 that is not closed"):
+            next(items)
 
 
 def test_jsonl(tmp_path: Path) -> None:

@@ -126,8 +126,9 @@ def _csv_records(path: Path, required: Sequence[str]) -> Iterator[object]:
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    if str(error) == "unexpected end of data":
-                        raise CatalogError(f"{path} has a quote in line {first} that is not closed") from error
+                    over_lines = rows.line_num > first and "field limit" in str(error)
+                    if over_lines or str(error) == "unexpected end of data":
+                        raise CatalogError(f"{path} has a quote in line {first} that is not closed: {error}") from error
                     yield InputError(f"{path} line {_span(first, rows.line_num)} is not CSV: {error}")
                     continue
                 if row and len(row) != len(columns):
