@@ -23,7 +23,7 @@ from uniecs.benchmark_sets import (
     read_fashioniq,
     read_pair_set,
 )
-from uniecs.errors import CatalogError, ImageError
+from uniecs.errors import CatalogError, ImageError, InputError
 from uniecs.evaluation import evaluate_pairs
 
 SHARED = Path(os.environ.get("UNIECS_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
@@ -69,6 +69,11 @@ def test_ties_count_against_the_answer() -> None:
 def test_an_item_that_cannot_be_embedded_is_named() -> None:
     with pytest.raises(CatalogError, match="bad 3"):
         evaluate_tasks(Numbers(), [task(["0"], ["1", "bad 3"], [{0}])])
+
+
+def test_a_model_that_gives_nan_has_no_recall() -> None:
+    with pytest.raises(InputError, match="numbers gives embeddings that are not finite"):
+        evaluate_tasks(Numbers(), [task(["0"], ["1", "nan"], [{0}])])
 
 
 # --- M-BEER's layout

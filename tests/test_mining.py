@@ -17,7 +17,7 @@ pyarrow = pytest.importorskip("pyarrow", reason="pairs are written as .parquet")
 import pyarrow.parquet as parquet  # noqa: E402
 
 from uniecs.catalog import Product  # noqa: E402
-from uniecs.errors import CatalogError, ConfigError, ImageError, UniecsError  # noqa: E402
+from uniecs.errors import CatalogError, ConfigError, ImageError, InputError, UniecsError  # noqa: E402
 from uniecs.trainer.mining import (  # noqa: E402
     MinedPairs,
     MiningSettings,
@@ -98,6 +98,11 @@ def test_both_similarities_must_reach_their_thresholds(tmp_path: Path, two: Prod
     assert {what: n for what, n in result.report.items() if what.startswith("dropped")} == (
         {reason: 1} if reason else {}
     )
+
+
+def test_embeddings_that_are_not_finite_are_similar_to_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="angles gives embeddings that are not finite"):
+        mined(tmp_path, catalogue("a", "b", title="title nan"), ("u", "a", 0), ("u", "b", 1))
 
 
 def test_a_product_is_in_its_best_pair_only(tmp_path: Path) -> None:

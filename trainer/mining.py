@@ -160,7 +160,7 @@ def mine(
 
     Of the co-clicked products those stay whose similarities reach both thresholds. Where a product could be in several
     pairs, the pair of the most sessions wins, then the most similar one. Products that are connected by such pairs, or
-    that share a title, go to one split.
+    that share a title, go to one split. Raises `InputError` for embeddings that are not finite.
     """
     counts = co_clicks(clicks, settings)
     report = Counter({"clicks": len(clicks.items), "co-clicked pairs": len(counts), **clicks.dropped})
@@ -184,9 +184,9 @@ def mine(
             report["dropped: an image or a title cannot be read"] += 1
             continue
         image, text = float(images[a] @ images[b]), float(texts[a] @ texts[b])
-        if image < settings.min_image_similarity:
+        if not image >= settings.min_image_similarity:
             report["dropped: the images are not similar"] += 1
-        elif text < settings.min_text_similarity:
+        elif not text >= settings.min_text_similarity:
             report["dropped: the texts are not similar"] += 1
         else:
             kept.append((-counts[one, two], -(image + text), one, two))

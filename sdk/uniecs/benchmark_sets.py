@@ -240,7 +240,7 @@ def evaluate_tasks(encoder: PairEncoder, tasks: Sequence[RetrievalTask]) -> dict
     """Recall@1/5/10/50 of each task: the share of queries with an answer among the k best candidates.
 
     Ties count against the answer. Raises `CatalogError` naming an item that cannot be embedded, and `InputError` if
-    the encoder lacks a view that a task needs.
+    the encoder lacks a view that a task needs, or gives embeddings that are not finite.
     """
     for first in (side[0] for task in tasks for side in (task.queries, task.candidates)):
         check_view(encoder, first.text is not None, first.image is not None)

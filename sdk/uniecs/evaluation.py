@@ -286,7 +286,10 @@ def _recalls(scores: Floats, target: npt.ArrayLike, own: tuple[npt.NDArray[np.in
 def embed_all(
     encoder: PairEncoder, texts: Sequence[Any] | None, images: Sequence[Any] | None, what: str
 ) -> tuple[npt.NDArray[np.float32], dict[int, UniecsError]]:
-    """(n, embed_dim) float32 embeddings and the errors by position, in chunks so that a terminal sees progress."""
+    """(n, embed_dim) float32 embeddings and the errors by position, in chunks so that a terminal sees progress.
+
+    Raises `InputError` if the embedding of an item without an error holds NaN or infinite values.
+    """
     from tqdm import tqdm
 
     count = len(texts if texts is not None else images or ())
@@ -296,6 +299,8 @@ def embed_all(
         rows = slice(start, start + _CHUNK)
         sides = (None if side is None else side[rows] for side in (texts, images))
         result = encoder.encode(*sides, errors="return")
+        if not np.isfinite(np.delete(result.embeddings, list(result.errors), axis=0)).all():
+            raise InputError(f"{encoder.model_id} gives embeddings that are not finite ({what}): check its weights")
         embeddings[rows] = result.embeddings
         errors.update({start + place: error for place, error in result.errors.items()})
     return embeddings, errors
