@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,44 @@ def test_a_query_does_not_find_itself() -> None:
     pytest.importorskip("sklearn", reason="the TF-IDF baseline needs scikit-learn")
     figures = evaluation.baselines(products, both_ways)
     assert figures["tfidf"]["t>t"][1] == figures["raw_pixels"]["v>v"][1] == 1.0
+
+
+def test_blocks_of_queries_give_the_figures_of_the_plain_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = {f"p{i}": Product(f"p{i}", f"w{i % 7} w{i % 5}", photo(i)) for i in range(60)}
+    pairs = [(f"p{i}", f"p{i + step}") for step, count in ((1, 59), (-7, 33)) for i in range(9, count)]  # in chains
+    vectors = np.random.default_rng(0).integers(-2, 3, (60, 3)).cumsum(axis=0)  # whole numbers: products are exact
+    candidates = list(dict.fromkeys(recall for _, recall in pairs))
+    left, right = ([int(each[1:]) for each in side] for side in ([one for one, _ in pairs], candidates))
+    target = [[candidates.index(recall)] for _, recall in pairs]
+    scores = (vectors[left] @ vectors[right].T).astype(np.float32)
+    scores[np.array(left)[:, None] == np.array(right)] = np.finfo(np.float32).min
+    plain = evaluation.recall_at_k(scores, np.ravel(target))
+    assert 0 < plain[1] < plain[10] < 1
+    assert ((scores == np.take_along_axis(scores, np.array(target), axis=1)).sum(axis=1) > 1).any()  # ties
+
+    encoder = FakeEncoder()
+    encoder.views = ("text",)
+    floats = vectors.astype(np.float32)
+    monkeypatch.setattr(evaluation, "_embed", lambda _, items, __: floats[[int(each.id[1:]) for each in items]])
+    for chunk in (1, 4, len(pairs) - 1, len(pairs), 7):
+        monkeypatch.setattr(evaluation, "_CHUNK", chunk)
+        assert evaluation.evaluate_pairs(encoder, products, pairs) == {"t>t": plain}
+    pytest.importorskip("sklearn", reason="the TF-IDF baseline needs scikit-learn")
+    blocks = evaluation.baselines(products, pairs)
+    monkeypatch.setattr(evaluation, "_CHUNK", 1000)
+    assert evaluation.baselines(products, pairs) == blocks
+
+
+def test_memory_does_not_grow_with_the_square_of_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = {f"p{i}": Product(f"p{i}", "a title", b"") for i in range(6000)}
+    pairs = [(f"p{i}", f"p{i + 3000}") for i in range(3000)]
+    monkeypatch.setattr(evaluation, "_embed", lambda _, items, __: np.ones((len(items), 4), np.float32))
+    tracemalloc.start()
+    try:
+        evaluation.evaluate_pairs(FakeEncoder(), products, pairs)
+        assert tracemalloc.get_traced_memory()[1] < 3000 * 3000 * 4 / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_incomplete_product_is_named() -> None:

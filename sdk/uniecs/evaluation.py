@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from uniecs.preprocess import ImageSource
 
 Floats = npt.NDArray[np.floating[Any]]
+Columns = npt.NDArray[np.int64]
 Recalls = dict[int, float]
 Pairs = Sequence[tuple[str, str]]
 
@@ -77,7 +78,11 @@ def recall_at_k(scores: Floats, target: npt.ArrayLike, ks: Sequence[int] = KS) -
     before it, so that a constant score earns nothing. Raises `InputError` on other shapes, no query,
     a target outside the columns, or scores that are not finite.
     """
-    answers = np.asarray(target)
+    return _shares(_ahead(scores, np.asarray(target)), ks)
+
+
+def _ahead(scores: Floats, answers: npt.NDArray[Any]) -> Columns:
+    """How many other candidates stand before the answer of each query; raises what `recall_at_k` raises."""
     if scores.ndim != 2 or answers.shape != scores.shape[:1] or not scores.size:
         raise InputError(f"scores {scores.shape} and target {answers.shape}; expected (Q, C) and (Q,), not empty")
     if answers.dtype.kind not in "iu" or answers.min() < 0 or answers.max() >= scores.shape[1]:
@@ -85,7 +90,11 @@ def recall_at_k(scores: Floats, target: npt.ArrayLike, ks: Sequence[int] = KS) -
     if not np.isfinite(scores).all():
         raise InputError("scores hold NaN or infinite values; expected finite numbers")
     own = np.take_along_axis(scores, answers[:, None], axis=1)
-    ahead = (scores >= own).sum(axis=1) - 1
+    ahead: Columns = (scores >= own).sum(axis=1) - 1
+    return ahead
+
+
+def _shares(ahead: Columns, ks: Sequence[int] = KS) -> Recalls:
     return {k: float((ahead < k).mean()) for k in ks}
 
 
@@ -198,7 +207,7 @@ def evaluate_pairs(encoder: PairEncoder, products: Mapping[str, Product], pairs:
     }
     left, right = [row[each] for each in queries], [row[each] for each in candidates]
     return {
-        task: _recalls(views[query][left] @ views[candidate][right].T, target, own)
+        task: _recalls(views[query][left], views[candidate][right].T, target, own)
         for task, (query, candidate) in TASKS.items()
         if query in views and candidate in views
     }
@@ -221,10 +230,10 @@ def baselines(products: Mapping[str, Product], pairs: Pairs) -> dict[str, dict[s
     ids = sorted({*queries, *candidates})
     row = {each: i for i, each in enumerate(ids)}
     pixels = _raw_pixels([products[each] for each in ids])
-    similarity = pixels[[row[i] for i in queries]] @ pixels[[row[i] for i in candidates]].T
+    seen, shown = (pixels[[row[i] for i in side]] for side in (queries, candidates))
     return {
-        "tfidf": {"t>t": _recalls((left @ right.T).toarray(), target, own)},
-        "raw_pixels": {"v>v": _recalls(similarity, target, own)},
+        "tfidf": {"t>t": _recalls(left, right.T.tocsr(), target, own)},
+        "raw_pixels": {"v>v": _recalls(seen, shown.T, target, own)},
     }
 
 
@@ -257,11 +266,9 @@ def format_comparison(reports: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _sides(
-    products: Mapping[str, Product], pairs: Pairs
-) -> tuple[list[str], list[str], npt.NDArray[np.int64], tuple[npt.NDArray[np.int64], ...]]:
-    """Query ids, distinct candidate ids, the column of each query's answer, and the cells (rows, columns) of queries
-    among the candidates themselves; every product is complete."""
+def _sides(products: Mapping[str, Product], pairs: Pairs) -> tuple[list[str], list[str], Columns, Columns]:
+    """Query ids, distinct candidate ids, the column of each query's answer, and each query's own column, -1 where it is
+    no candidate; every product is complete."""
     if not pairs:
         raise CatalogError("no pairs to evaluate; expected at least one")
     for each in (name for pair in pairs for name in pair):
@@ -272,15 +279,25 @@ def _sides(
             raise CatalogError(f"product {each!r} of the pairs has no {lacking[0]}; the nine tasks need both")
     candidates = list(dict.fromkeys(recall for _, recall in pairs))
     column = {each: i for i, each in enumerate(candidates)}
-    own = [(row, column[trigger]) for row, (trigger, _) in enumerate(pairs) if trigger in column]
+    queries = [trigger for trigger, _ in pairs]
     target = np.array([column[recall] for _, recall in pairs])
-    return [trigger for trigger, _ in pairs], candidates, target, tuple(np.array(own, np.int64).reshape(-1, 2).T)
+    own = np.array([column.get(each, -1) for each in queries])
+    return queries, candidates, target, own
 
 
-def _recalls(scores: Floats, target: npt.ArrayLike, own: tuple[npt.NDArray[np.int64], ...]) -> Recalls:
-    """`recall_at_k` of fresh `scores`, the cells `own` of queries that meet themselves below all others."""
-    scores[own] = np.finfo(scores.dtype).min
-    return recall_at_k(scores, target)
+def _recalls(queries: Any, candidates: Any, target: Columns, own: Columns) -> Recalls:
+    """`recall_at_k` of the scores `queries` @ `candidates`, with the columns `own` below all others.
+
+    The queries come in blocks: scores of all with all candidates would take terabytes for a million pairs.
+    """
+    ahead = []
+    for rows in np.array_split(np.arange(len(target)), -(-len(target) // _CHUNK)):
+        product = queries[rows] @ candidates
+        scores = product if isinstance(product, np.ndarray) else product.toarray()
+        meets = np.flatnonzero(own[rows] >= 0)
+        scores[meets, own[rows][meets]] = np.finfo(scores.dtype).min
+        ahead.append(_ahead(scores, target[rows]))
+    return _shares(np.concatenate(ahead))
 
 
 def embed_all(
