@@ -140,6 +140,16 @@ def test_rows_that_cannot_be_used_are_stood_in_for(tmp_path: Path, capsys: pytes
         triggers(PairFiles(str(tmp_path / PATTERN), 8), 1, batch_pairs=2)
 
 
+def test_a_row_that_is_not_utf8_is_stood_in_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pyarrow.Table.from_pylist([row(0), row(1), row(2)])
+    texts = pyarrow.array([b"red", b"r\xe9d", b"blue"]).view(pyarrow.string())
+    place = table.schema.get_field_index("trigger_text")
+    parquet.write_table(table.set_column(place, "trigger_text", texts), tmp_path / "pairs-a.parquet")
+    (batch,) = triggers(PairFiles(str(tmp_path / PATTERN), 8), 1, batch_pairs=3)
+    assert set(batch) == {"a0", "a2"}
+    assert "left out: row 1 of" in (told := capsys.readouterr().err) and "can't decode byte 0xe9" in told
+
+
 def test_unusable_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pairs-a.parquet"
     with pytest.raises(CatalogError, match="no file matches"):

@@ -137,7 +137,11 @@ def _read(window: Sequence[RowGroup]) -> list[Any]:
 
 def _pair(group: RowGroup, place: int, table: Any) -> Pair | None:
     """The pair of one row, or None, with a line on stderr, for a row that cannot be used."""
-    (record,) = table.slice(place, 1).to_pylist()
+    record: object
+    try:
+        (record,) = table.slice(place, 1).to_pylist()
+    except (ValueError, OverflowError) as error:  # not UTF-8, or a time beyond Python's
+        record = error
     try:
         return read_pair(record, group.first + place, group.path)
     except CatalogError as error:
