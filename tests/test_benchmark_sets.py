@@ -22,6 +22,7 @@ from uniecs.benchmark_sets import (
     read_fashion200k,
     read_fashioniq,
     read_pair_set,
+    read_queries,
 )
 from uniecs.errors import CatalogError, ImageError, InputError
 from uniecs.evaluation import evaluate_pairs
@@ -104,6 +105,23 @@ def test_ids_make_rows_of_one_product_one_candidate(tmp_path: Path) -> None:
     assert sorted(products) == ["b", "x", "y"]
 
 
+def test_an_id_may_be_0_and_no_product_is_its_own_partner(tmp_path: Path) -> None:
+    row = {"trigger_text": "a", "trigger_image": "a.png", "recall_text": "b", "recall_image": "b.png"}
+    ids = [(0, 1), (2, 0), (None, "")]
+    rows = [json.dumps(row | {"trigger_id": one, "recall_id": two}) for one, two in ids]
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    pairs = read_pair_set(tmp_path / "p.jsonl")[1]
+    assert pairs == [("0", "1"), ("2", "0"), ("trigger-2", "recall-2")]
+    (tmp_path / "p.jsonl").write_text("\n".join([*rows, json.dumps(row | {"trigger_id": 7, "recall_id": "7"})]))
+    with pytest.raises(CatalogError, match=r"row 3 of .* pairs '7' with itself; expected two different ids"):
+        read_pair_set(tmp_path / "p.jsonl")
+    (tmp_path / "q.jsonl").write_text('{"query": 501, "product_id": 0}\n{"query": "a", "product_id": null}\n')
+    with pytest.raises(CatalogError, match="row 1 of"):
+        read_queries(tmp_path / "q.jsonl")
+    (tmp_path / "q.jsonl").write_text('{"query": 501, "product_id": 0}\n')
+    assert read_queries(tmp_path / "q.jsonl") == [("501", "0")]
+
+
 def test_unusable_pair_sets(tmp_path: Path) -> None:
     for text, match in {
         "": "has no rows",
@@ -140,6 +158,22 @@ def test_fashioniq_composes_an_image_and_its_captions(fashioniq: Path) -> None:
     assert tasks[0].queries == (Item("is longer and more 20", str(fashioniq / "images" / "dress 10.png")),)
     assert len(tasks[0].candidates) == 4
     assert evaluate_tasks(Numbers(), tasks)["dress vt>v"]["1"] == 1.0  # 10 + 20 degrees
+
+
+def test_fashioniq_counts_an_image_that_is_listed_twice_once(fashioniq: Path) -> None:
+    names = [f"dress {angle}" for angle in (0, 0, 10, 20, 30)]
+    (fashioniq / "image_splits" / "split.dress.val.json").write_text(json.dumps(names))
+    (task, *_) = read_fashioniq(fashioniq)
+    assert [task.candidates[place].image for place in task.answers[0]] == [str(fashioniq / "images" / "dress 30.png")]
+    assert len(task.candidates) == 4
+
+
+@pytest.mark.parametrize("captions", ["is longer", [], None, ["is longer", 20]])
+def test_fashioniq_refuses_captions_that_are_no_list_of_strings(fashioniq: Path, captions: object) -> None:
+    entry = {"candidate": "dress 10", "target": "dress 30", "captions": captions}
+    (fashioniq / "captions" / "cap.dress.val.json").write_text(json.dumps([entry]))
+    with pytest.raises(CatalogError, match=r"cap\.dress\.val\.json has the captions .*; expected a list of strings"):
+        read_fashioniq(fashioniq)
 
 
 def test_fashioniq_says_what_is_missing_and_where_it_is(fashioniq: Path) -> None:
@@ -191,6 +225,12 @@ def test_fashion200k_finds_images_by_text_and_texts_by_image(fashion200k: Path) 
     assert to_text.answers[3] == {1}
     figures = evaluate_tasks(Numbers(), [to_image, to_text])
     assert figures["t>v"]["1"] == figures["v>t"]["1"] == 1.0
+
+
+def test_a_description_may_hold_other_line_ends(fashion200k: Path) -> None:
+    path = fashion200k / "labels" / "dress_test_detect_all.txt"
+    path.write_bytes("women/dress 0.jpeg\t1\tcaf\u0085 dress\u2028 0\r\nwomen/dress 1.jpeg\t1\tred 0\r\n".encode())
+    assert [each.text for each in read_fashion200k(fashion200k)[0].queries[:2]] == ["caf\u0085 dress\u2028 0", "red 0"]
 
 
 def test_fashion200k_says_what_is_missing_and_where_it_is(fashion200k: Path) -> None:

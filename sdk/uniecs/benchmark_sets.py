@@ -80,7 +80,7 @@ def read_pair(record: object, row: int, path: Path) -> tuple[Product, Product]:
     folder = path.absolute().parent
     sides = []
     for side in ("trigger", "recall"):
-        identity = str(record.get(f"{side}_id") or f"{side}-{row}")
+        identity = _written(record.get(f"{side}_id")) or f"{side}-{row}"
         image = _located(record[f"{side}_image"], folder)
         (item,) = read_catalog([{"id": identity, "title": record[f"{side}_text"], "image": image}])
         if not isinstance(item, Product):
@@ -89,7 +89,14 @@ def read_pair(record: object, row: int, path: Path) -> tuple[Product, Product]:
             lacks = "text" if item.title is None else "image"
             raise CatalogError(f"row {row} of {path} has no {side}_{lacks}; expected {', '.join(PAIR_COLUMNS)}")
         sides.append(item)
+    if sides[0].id == sides[1].id:
+        raise CatalogError(f"row {row} of {path} pairs {sides[0].id!r} with itself; expected two different ids")
     return sides[0], sides[1]
+
+
+def _written(value: object) -> str:
+    """A value as its file gives it, "" for none: 0 is a value."""
+    return "" if value is None else str(value)
 
 
 def _located(image: Any, folder: Path) -> Any:
@@ -114,7 +121,9 @@ def read_fashioniq(folder: str | Path, split: str = "val") -> list[RetrievalTask
         entries = _json_list(captions_file, FASHIONIQ_SOURCE)
         if not all(isinstance(each, dict) and {"candidate", "captions", "target"} <= each.keys() for each in entries):
             raise CatalogError(f"{captions_file} has entries without a target; only train and val are published whole")
-        position = {str(name): place for place, name in enumerate(names)}
+        for each in entries:
+            _check_captions(each["captions"], captions_file)
+        position = {name: place for place, name in enumerate(dict.fromkeys(map(str, names)))}
         unknown = [each["target"] for each in entries if each["target"] not in position]
         if unknown:
             raise CatalogError(f"{captions_file} names the target {unknown[0]!r}, which is not in the split")
@@ -124,12 +133,17 @@ def read_fashioniq(folder: str | Path, split: str = "val") -> list[RetrievalTask
         tasks.append(
             RetrievalTask(
                 f"{category} vt>v",
-                tuple(Item(" and ".join(map(str, each["captions"])), images[each["candidate"]]) for each in entries),
+                tuple(Item(" and ".join(each["captions"]), images[each["candidate"]]) for each in entries),
                 tuple(Item(image=images[name]) for name in position),
                 tuple(frozenset({position[each["target"]]}) for each in entries),
             )
         )
     return tasks
+
+
+def _check_captions(captions: object, path: Path) -> None:
+    if not isinstance(captions, list) or not captions or not all(isinstance(each, str) for each in captions):
+        raise CatalogError(f"{path} has the captions {captions!r:.80}; expected a list of strings")
 
 
 def _json_list(path: Path, source: str) -> list[Any]:
@@ -183,7 +197,8 @@ def read_fashion200k(folder: str | Path, split: str = "test") -> list[RetrievalT
 def _labels(root: Path, category: str, split: str) -> list[tuple[str, str]]:
     path = root / "labels" / f"{category}_{split}_detect_all.txt"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a description may hold U+0085 and other characters that it takes for line ends.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CatalogError(f"{path} cannot be read ({error}); get it from {FASHION200K_SOURCE}") from error
     rows = []
@@ -202,7 +217,7 @@ def read_queries(path: str | Path) -> list[tuple[str, str]]:
     """
     queries = []
     for row, record in enumerate(read_records(Path(path), QUERY_COLUMNS)):
-        if not isinstance(record, dict) or not all(str(record.get(each) or "").strip() for each in QUERY_COLUMNS):
+        if not isinstance(record, dict) or not all(_written(record.get(each)).strip() for each in QUERY_COLUMNS):
             raise CatalogError(f"row {row} of {path} is {record!r:.80}; expected {' and '.join(QUERY_COLUMNS)}")
         try:
             queries.append((check_text(str(record["query"])), str(record["product_id"])))
