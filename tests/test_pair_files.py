@@ -187,6 +187,14 @@ def test_a_run_on_pair_files_resumes_to_the_same_weights(
     assert provenance["train_config"]["data"]["pair_files"] == PATTERN
 
 
+def test_resuming_on_other_pairs_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    Run(config, ALONE, None).save(tmp_path / "run")
+    Run(config, ALONE, tmp_path / "run")
+    write(tmp_path / "pairs-c.parquet", [row(i) for i in range(6)])
+    with pytest.raises(TrainingError, match=r"run on other data: {'pairs': 30}, now {'pairs': 23}; give it the same"):
+        Run(config, ALONE, tmp_path / "run")
+
+
 def test_a_photo_that_cannot_be_read_is_stood_in_for(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,6 +146,13 @@ class Run:
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, more than the network's vocabulary"
             )
         self.pairs = pairs or pair_stream(config.data, tells=world.leads)
+        given = self.pairs.described()
+        before = {name: start.provenance.get(name) for name in given}
+        if resume_from is not None and before != given:
+            raise TrainingError(
+                f"{resume_from} holds a run on other data: {before}, now {given}; give it the same, "
+                "or start another run from it (init.checkpoint)"
+            )
 
     def _restore(self, folder: Path) -> None:
         """The state beside a checkpoint; raises `TrainingError` where the run froze other weights or had other losses.
