@@ -159,6 +159,14 @@ def test_times_are_seconds_or_iso(tmp_path: Path) -> None:
     assert read_clicks(tmp_path / "log.parquet").seconds.tolist() == [0.0, 5.0]
 
 
+def test_clicks_without_a_user_are_not_one_users(tmp_path: Path) -> None:
+    users = pyarrow.array([7.0, math.nan, math.nan, None], from_pandas=False)
+    table = pyarrow.table({"user": users, "item": ["a", "b", "c", "d"], "time": [0, 1, 2, 3]})
+    parquet.write_table(table, tmp_path / "log.parquet")
+    clicks = read_clicks(tmp_path / "log.parquet")
+    assert (len(clicks.users), dict(clicks.dropped)) == (1, {"rows without a user or an item": 3})
+
+
 def test_unusable_logs_and_settings(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="does not exist"):
         read_clicks(tmp_path / "missing.csv")
@@ -217,8 +225,13 @@ def test_the_command_line_mines_with_a_checkpoint_and_a_bundle(
     assert "co-clicked pairs             0" in told.out
     assert told.err.startswith("uniecs: error:") and "alone.csv gives no pair" in told.err
     assert not (tmp_path / "out").exists()
-    assert main([*command, *encoders, "--json", "--val", "0", "--test", "0"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    assert main([*command, *encoders, "--val", "0.9", "--test", "0.09"]) == 1
+    assert "gives no pair to train on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, *encoders, "--json", "--val", "0", "--test", "0.0001"]) == 0
+    told = capsys.readouterr()
+    report = json.loads(told.out)
     assert report["train pairs"] == 1
+    assert "no pair fell to test" in told.err and "fell to val" not in told.err
     assert report["dropped: an image or a title cannot be read"] == 2
     assert main([*command, *encoders]) == 1  # the folder is there

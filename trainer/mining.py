@@ -108,7 +108,8 @@ def read_clicks(path: Path) -> Clicks:
 
 
 def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    """What a cell says; "" for one that is empty (None, or NaN as pandas has it)."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def _seconds(value: object) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def _pairs(args: argparse.Namespace) -> int:
         products, rejected = read_products(args.catalog)
         image_encoder, text_encoder = (_encoder_of("pairs", each) for each in (args.image_encoder, args.text_encoder))
         mined = mining.mine(clicks, products, image_encoder, text_encoder, settings)
-        found = any(mined.splits.values())
+        found = bool(mined.splits["train"])
         if found:
             mining.write_pairs(args.out, mined, products)
     if args.json:
@@ -128,7 +129,11 @@ def _pairs(args: argparse.Namespace) -> int:
         note_rejected(rejected)
         print(mining.format_report(mined))
     if not found:
-        raise CatalogError(f"{args.log} gives no pair of similar products; nothing is written to {args.out}")
+        kind = "to train on" if any(mined.splits.values()) else "of similar products"
+        raise CatalogError(f"{args.log} gives no pair {kind}; nothing is written to {args.out}")
+    for name in ("val", "test"):
+        if getattr(args, name) > 0 and not mined.splits[name]:
+            print(f"no pair fell to {name}: its share of the groups of products is too small", file=sys.stderr)
     return 0
 
 
