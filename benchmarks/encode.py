@@ -180,7 +180,7 @@ def outside(encoder: Any, queries: Mapping[str, Query], rounds: int) -> dict[str
 
 def fusion(encoder: Any, rounds: int) -> dict[str, float]:
     """Milliseconds of the fusion of one item as a query runs it, and by the graph: of a text at full length, too."""
-    model, path = encoder.bundle.manifest["model"], encoder.bundle.graph_path("fusion")
+    model = encoder.bundle.manifest["model"]
     p, rng = model["preprocessing"], np.random.default_rng(0)
     patches = (p["height_px"] // model["image"]["patch_px"]) * (p["width_px"] // model["image"]["patch_px"])
     words, photo_tokens = (rng.normal(size=(1, n, encoder.embed_dim)).astype(np.float32) for n in (TOKENS, patches + 1))
@@ -197,7 +197,8 @@ def fusion(encoder: Any, rounds: int) -> dict[str, float]:
         "both": feed(photo_tokens, words, True, True),
     }
     # What a query runs need not be the graph (uniecs.backends.openvino.ItemRunner).
-    graph = encoder._backend._graph(path) if encoder.backend == "openvino" else encoder._backend._compile(path)
+    backend = encoder._backend
+    graph = backend._graph("fusion") if encoder.backend == "openvino" else backend._compile("fusion")
     turns = {name: lambda each=each: encoder._backend.run("fusion", each) for name, each in feeds.items()}
     turns |= {f"{name}, graph": lambda each=each: graph(each) for name, each in feeds.items()}
     full = feed(zeros, words, False, True)

@@ -120,7 +120,7 @@ def build_engine(
 
 
 def _parse(parser: trt.OnnxParser, bundle: Bundle, graph: str) -> None:
-    model = half_graph(onnx.load(bundle.graph_path(graph)))
+    model = half_graph(onnx.load_model_from_string(bundle.graph_bytes(graph)))
     if not parser.parse(model.SerializeToString(deterministic=True)):
         errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
         raise BackendError(f"TensorRT cannot read {graph}: {errors}")

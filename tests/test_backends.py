@@ -19,9 +19,9 @@ from uniecs.backends import base
 from uniecs.backends import onnxruntime as ort_backend
 from uniecs.backends import openvino as ov_backend
 from uniecs.backends.base import Backend, available_backends, create_backend
-from uniecs.bundle import Bundle
+from uniecs.bundle import Bundle, write_manifest
 from uniecs.encoder import embed
-from uniecs.errors import BackendError, InputError, MissingExtraError
+from uniecs.errors import BackendError, BundleError, InputError, MissingExtraError
 
 fake = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fake_bundle.py"))))
 
@@ -103,8 +103,21 @@ def test_engine_failures_are_backend_errors(bundle: Bundle, name: str, tmp_path:
         backend.run("image_encoder", {"pixel_values": np.zeros((1, 3, 5, 5), np.float32)})
     broken = fake.write_fake_bundle(tmp_path / "broken")
     broken.graph_path("fusion").write_bytes(b"no graph at all")
-    with pytest.raises(BackendError, match="cannot compile"):
-        made(broken, name).run("fusion", {})
+    with pytest.raises(BackendError, match=r"cannot compile .*fusion\.onnx"):
+        made(write_manifest(broken.path, broken.manifest), name).run("fusion", {})
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_graph_that_was_replaced_since_it_was_opened_is_not_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIECS_CACHE", str(tmp_path / "cache"))
+    backend = made(fake.write_fake_bundle(tmp_path / "live"), name)
+    other = fake.write_fake_bundle(tmp_path / "live", seed=1)
+    for graph in other.manifest["graphs"]:
+        with pytest.raises(BundleError, match=rf"{graph}\.onnx has changed since the bundle was loaded"):
+            backend.run(graph, {})
+    np.testing.assert_allclose(golden_run(made(other, name), other.golden()), other.golden()["embedding"], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +251,9 @@ def test_sessions_neither_spin_nor_hoard(bundle: Bundle, monkeypatch: pytest.Mon
     seen: list[Any] = []
     original = onnxruntime.InferenceSession
 
-    def spied(path: str, options: Any, providers: Any) -> Any:
+    def spied(model: bytes, options: Any, providers: Any) -> Any:
         seen.append(options)
-        return original(path, options, providers=providers)
+        return original(model, options, providers=providers)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spied)
     golden_run(create_backend(bundle, "onnxruntime", threads=2), bundle.golden())
@@ -251,7 +264,7 @@ def test_sessions_neither_spin_nor_hoard(bundle: Bundle, monkeypatch: pytest.Mon
 
 def test_openvino_pins_no_thread_and_keeps_few_requests(bundle: Bundle) -> None:
     backend: Any = create_backend(bundle, "openvino", threads=2)
-    model = backend._compiled_model(bundle.graph_path("fusion"))
+    model = backend._compiled_model("fusion")
     assert model.get_property("ENABLE_CPU_PINNING") is False
     assert model.get_property("INFERENCE_NUM_THREADS") == 2
     made_requests = 0
@@ -268,8 +281,8 @@ def test_openvino_pins_no_thread_and_keeps_few_requests(bundle: Bundle) -> None:
         return [inputs]
 
     request = SimpleNamespace(infer=infer)
-    backend._compiled_model = lambda path: SimpleNamespace(create_infer_request=counted)
-    run = backend._compile(bundle.graph_path("text_encoder"))
+    backend._compiled_model = lambda graph: SimpleNamespace(create_infer_request=counted)
+    run = backend._compile("text_encoder")
     together = threading.Barrier(ov_backend.MAX_REQUESTS)
     for bad in (False, True, False):
         with ThreadPoolExecutor(12) as pool:

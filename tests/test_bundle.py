@@ -51,6 +51,16 @@ def test_a_whole_bundle_opens(folder: Path) -> None:
         bundle.graph_path("gate")
 
 
+def test_a_file_that_changes_after_the_bundle_was_opened_is_not_read(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    assert bundle.graph_bytes("fusion") == (folder / "fusion.onnx").read_bytes()
+    fake.write_fake_bundle(folder, name="other", seed=1)
+    (folder / "tokenizer.json").write_text("{}")
+    for read in (lambda: bundle.graph_bytes("fusion"), bundle.tokenizer_json, bundle.golden):
+        with pytest.raises(BundleError, match="has changed since the bundle was loaded: load it again"):
+            read()
+
+
 def test_model_id_is_the_formula_of_the_specification(folder: Path) -> None:
     manifest = manifest_of(folder)
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[:4]}
@@ -202,8 +212,8 @@ def test_altered_preprocessing_breaks_the_model_id(folder: Path) -> None:
 
 
 def test_golden_that_do_not_fit_are_refused(folder: Path) -> None:
-    bundle = open_bundle(folder)
     (folder / "golden.safetensors").write_bytes(b"not safetensors")
+    bundle = write_manifest(folder, manifest_of(folder))
     with pytest.raises(BundleError, match="cannot be read"):
         bundle.golden()
 

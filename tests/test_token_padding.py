@@ -125,7 +125,7 @@ def test_the_backend_pads_in_low_precisions(
     bundle, spare = open_bundle(tiny_bundle), list[int]()
     monkeypatch.setenv("UNIECS_CACHE", "")
     monkeypatch.setattr(openvino, "pad_tokens", lambda model: spare.append(pad_tokens(model)) or spare[-1])
-    monkeypatch.setattr(type(bundle), "graph_path", lambda self, name: graphs / f"{name}.onnx")
+    monkeypatch.setattr(type(bundle), "graph_bytes", lambda self, name: (graphs / f"{name}.onnx").read_bytes())
     backend = openvino.OpenVinoBackend(bundle, "cpu", precision, 1)
     photos = np.random.default_rng(1).normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)
     found = backend.run("image_encoder", {"pixel_values": photos})

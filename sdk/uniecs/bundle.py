@@ -78,14 +78,25 @@ class Bundle:
             raise BundleError(f"no graph {graph!r}; a bundle has {', '.join(GRAPHS)}")
         return self.path / str(self.manifest["graphs"][graph]["file"])
 
+    def graph_bytes(self, graph: str) -> bytes:
+        """The ONNX file of one of `GRAPHS`; raises `BundleError` for another name, and if the file has changed."""
+        return self._file(self.graph_path(graph).name)
+
+    def _file(self, name: str) -> bytes:
+        """The bytes that were verified, or `BundleError`: the folder may have been replaced since."""
+        data = _read(self.path / name)
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]["sha256"]:
+            raise BundleError(f"{self.path / name} has changed since the bundle was loaded: load it again")
+        return data
+
     def variant(self, name: str) -> bytes | None:
         """The bytes of the file that makes a variant, such as "int8", of the bundle; None if there is none."""
         entry = self.manifest.get("variants", {}).get(name)
-        return None if entry is None else _read(self.path / str(entry["file"]))
+        return None if entry is None else self._file(str(entry["file"]))
 
     def tokenizer_json(self) -> bytes:
         """The bytes of the Hugging Face tokenizer file."""
-        return _read(self.path / TOKENIZER)
+        return self._file(TOKENIZER)
 
     def golden(self) -> dict[str, npt.NDArray[Any]]:
         """The golden tensors by name (`GOLDEN_TENSORS`), G rows each; raises `BundleError`."""
@@ -93,7 +104,7 @@ class Bundle:
         from safetensors.numpy import load
 
         try:
-            tensors: dict[str, npt.NDArray[Any]] = load(_read(self.path / GOLDEN))
+            tensors: dict[str, npt.NDArray[Any]] = load(self._file(GOLDEN))
         except SafetensorError as error:
             raise BundleError(f"{self.path / GOLDEN} cannot be read: {error}") from error
         missing = [name for name in GOLDEN_TENSORS if name not in tensors]

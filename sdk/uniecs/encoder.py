@@ -154,7 +154,8 @@ class Encoder:
         `batch_size` runs, the images of the next are decoded, and no further ones. errors="raise" raises the error
         of the first bad item, its position in the message; errors="return" gives an `EncodeResult`. A bad image
         beside a good text is that item's error. Raises `InputError` for arguments that cannot be paired up,
-        `BackendError` and `ParityError` when the engine fails.
+        `BackendError` and `ParityError` when the engine fails, `BundleError` if a graph that is read on its first use
+        has changed since the bundle was loaded.
         """
         if errors not in ("raise", "return"):
             raise InputError(f"errors is {errors!r}; expected 'raise' or 'return'")

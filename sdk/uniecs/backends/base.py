@@ -6,7 +6,6 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -46,7 +45,7 @@ class Backend(Protocol):
         """The one output of `graph` (one of `GRAPHS`), a copy the caller owns; thread-safe.
 
         Inputs are named and typed as in docs/bundle-format.md. Graphs are compiled on first use. Raises
-        `BackendError`.
+        `BackendError`, and `BundleError` if a graph's file has changed by then.
         """
 
     def embed(self, pixel_values: npt.NDArray[np.float32] | None, tokens: Tokens | None) -> npt.NDArray[Any]:
@@ -54,7 +53,7 @@ class Backend(Protocol):
 
         `pixel_values` (B, 3, H, W) or None, `tokens` (input_ids, attention_mask), both (B, Nt), or None; at least
         one is given. An absent side is one zero token, which equals any number of them (design: the exact fast
-        path), and its graph does not run. Raises `BackendError`.
+        path), and its graph does not run. Raises as `run` does.
         """
 
 
@@ -105,6 +104,8 @@ class GraphBackend(ABC):
         runner = self._runners.get(graph) or self._compiled(graph)
         try:
             return runner(inputs)
+        except UniecsError:
+            raise
         except Exception as error:  # engines raise kinds of their own, some directly under Exception
             shapes = {name: (array.dtype.name, array.shape) for name, array in inputs.items()}
             raise BackendError(f"{self.name} failed to run {graph} on inputs {shapes}: {error}") from error
@@ -119,7 +120,7 @@ class GraphBackend(ABC):
         with self._lock:
             if graph not in self._runners:
                 try:
-                    self._runners[graph] = self._compile(path)
+                    self._runners[graph] = self._compile(graph)
                 except UniecsError:
                     raise
                 except Exception as error:  # as above
@@ -127,8 +128,8 @@ class GraphBackend(ABC):
             return self._runners[graph]
 
     @abstractmethod
-    def _compile(self, path: Path) -> Runner:
-        """Compile one ONNX file to a thread-safe function; any exception of the engine may escape."""
+    def _compile(self, graph: str) -> Runner:
+        """Compile `Bundle.graph_bytes` to a thread-safe function; any exception of the engine may escape."""
 
 
 def create_backend(

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -78,7 +77,7 @@ class OnnxRuntimeBackend(GraphBackend):
             self._preloaded = said.getvalue().strip()
             self._compiled("fusion")
 
-    def _compile(self, path: Path) -> Runner:
+    def _compile(self, graph: str) -> Runner:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # No spinning: a request runs three sessions, and the pool of one would keep the cores of the next busy.
@@ -91,7 +90,8 @@ class OnnxRuntimeBackend(GraphBackend):
         providers: list[Any] = [PROVIDERS["cpu"]]
         if self.device == "cuda":
             providers.insert(0, (PROVIDERS["cuda"], CUDA_OPTIONS))
-        session = self._onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = self._onnxruntime.InferenceSession(self._bundle.graph_bytes(graph), options, providers=providers)
+        session._model_bytes = None  # it would keep them for a change of providers
         if session.get_providers()[0] != PROVIDERS[self.device]:
             raise BackendError(
                 f"ONNX Runtime could not start {PROVIDERS[self.device]} and fell back to "

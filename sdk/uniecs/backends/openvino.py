@@ -6,7 +6,7 @@ import contextlib
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -120,7 +120,7 @@ class OpenVinoBackend(GraphBackend):
         if precision == "bf16" and not has_precision(self._core, "bf16"):
             raise BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision='fp32'")
         self._machine = _machine(self._core)
-        self._int8: dict[Path, tuple[QuantizedInput, ...]] = {}
+        self._int8: Mapping[str, tuple[QuantizedInput, ...]] = {}
         if precision == "int8":
             recipe = recipe or read_recipe(bundle)
             check_model(recipe, bundle)
@@ -129,17 +129,20 @@ class OpenVinoBackend(GraphBackend):
                     "this CPU has no int8 arithmetic for an engine (VNNI): sums of products would overflow; "
                     "use precision='fp32'"
                 )
-            self._int8 = {bundle.graph_path(graph): inputs for graph, inputs in recipe.graphs.items()}
+            self._int8 = recipe.graphs
 
-    def _compile(self, path: Path) -> Runner:
-        if path != self._bundle.graph_path("fusion"):
-            return self._graph(path)
-        fusion = item_fusion(self._core.read_model(path))
-        return self._graph(path) if fusion is None else ItemRunner(fusion, partial(self._graph, path))
+    def _compile(self, graph: str) -> Runner:
+        if graph != "fusion":
+            return self._graph(graph)
+        fusion = item_fusion(self._model(graph))
+        return self._graph(graph) if fusion is None else ItemRunner(fusion, partial(self._graph, graph))
 
-    def _graph(self, path: Path) -> Runner:
+    def _model(self, graph: str) -> Any:
+        return self._core.read_model(self._bundle.graph_bytes(graph))
+
+    def _graph(self, graph: str) -> Runner:
         """The graph compiled, for as many threads at once as there may be requests; more wait."""
-        compiled = self._compiled_model(path)
+        compiled = self._compiled_model(graph)
         permits = threading.Semaphore(MAX_REQUESTS)
         idle: list[Any] = []
 
@@ -157,7 +160,7 @@ class OpenVinoBackend(GraphBackend):
 
         return run
 
-    def _compiled_model(self, path: Path) -> Any:
+    def _compiled_model(self, graph: str) -> Any:
         """The graph compiled, from the cache if an earlier process did the same."""
         # Under int8 all but the quantised matrix products runs in bf16, where the CPU has it.
         bf16 = self.precision == "bf16" or (self.precision == "int8" and has_precision(self._core, "bf16"))
@@ -170,19 +173,19 @@ class OpenVinoBackend(GraphBackend):
         if self._threads is not None:
             config["INFERENCE_NUM_THREADS"] = self._threads
         folder = cache_folder()
-        graph = self._bundle.manifest["files"][path.name]["sha256"]
-        int8 = [asdict(each) for each in self._int8.get(path, ())]
+        sha256 = self._bundle.manifest["files"][self._bundle.graph_path(graph).name]["sha256"]
+        int8 = [asdict(each) for each in self._int8.get(graph, ())]
         multiple = 1 if self.precision == "fp32" else MULTIPLE  # products in fp32 don't mind their number of rows
-        key = cache_key({"graph": graph, "int8": int8, "multiple": multiple, "config": config, **self._machine})
+        key = cache_key({"graph": sha256, "int8": int8, "multiple": multiple, "config": config, **self._machine})
         blob = read_blob(folder, key)
         if blob is not None:
             # A blob that this OpenVINO nevertheless refuses is compiled and written anew.
             with contextlib.suppress(RuntimeError, ValueError):
                 return self._core.import_model(blob, "CPU", config)
-        model = self._core.read_model(path)
+        model = self._model(graph)
         if multiple > 1:
             pad_tokens(model)
-        quantize(model, self._int8.get(path, ()))
+        quantize(model, self._int8.get(graph, ()))
         compiled = self._core.compile_model(model, "CPU", config)
         if folder is not None:
             write_blob(folder, key, compiled.export_model().getvalue())
