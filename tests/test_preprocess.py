@@ -6,8 +6,10 @@ import contextlib
 import io
 import math
 import struct
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,31 @@ def test_only_jpeg_files_are_reduced() -> None:
         assert preprocess._decode(source, P).image.size == (480, 640)
     lazy = Image.open(io.BytesIO(encoded(image, "JPEG")))
     assert preprocess._decode(lazy, P).image.size == lazy.size == (480, 640)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_an_image_that_is_read_on_use_may_be_used_by_many_threads(kind: str) -> None:
+    data = encoded(blurred(1200, 1600), kind)
+    expected = read_canvas(Image.open(io.BytesIO(data)), P)
+
+    def read(lazy: Image.Image, together: threading.Barrier) -> Any:
+        together.wait(30)
+        return read_canvas(lazy, P)
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(8):
+            lazy, together = Image.open(io.BytesIO(data)), threading.Barrier(4)
+            for each in pool.map(read, [lazy] * 4, [together] * 4):
+                np.testing.assert_array_equal(each, expected)
+
+
+def test_a_file_object_is_read_once() -> None:
+    file = io.BytesIO(encoded(blurred(60, 80)))
+    open_image(file)
+    with pytest.raises(ImageError, match=r"type BytesIO gave no bytes: .*seek\(0\)"):
+        open_image(file)
+    file.seek(0)
+    assert open_image(file).size == (60, 80)
 
 
 def test_exif_orientation_is_applied() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, overload
@@ -83,7 +81,6 @@ class Encoder:
         self._budget = process_budget() if threads is None else ThreadBudget(threads)
         # A GPU's run occupies the thread that waits for it.
         self._run_threads = self._budget.threads if backend.device == "cpu" else 1
-        self._sharing = threading.Lock()
         self._preprocessing = bundle.preprocessing
         self._tokenizer = Tokenizer(bundle.tokenizer_json(), self._preprocessing.max_tokens)
 
@@ -233,9 +230,7 @@ class Encoder:
         return None
 
     def _fill_within_budget(self, image: ImageSource, pixels: FloatArray) -> InputError | None:
-        # A file object, or a Pillow image that is read on use, may stand in several items.
-        shared = not isinstance(image, (str, os.PathLike, bytes, bytearray, np.ndarray))
-        with self._sharing if shared else nullcontext(), self._budget.decode():
+        with self._budget.decode():
             return self._fill(image, pixels)
 
     def _padded_length(self, tokens: int) -> int:

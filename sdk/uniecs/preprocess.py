@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ WHITE = (255, 255, 255)
 REDUCTIONS = (8, 4, 2)
 SPARE = 2
 ORIENTATION = 0x0112
+# Reading a file object, or a Pillow image opened from a file, changes it, and several calls may have it: one at a time.
+READING = [threading.Lock() for _ in range(64)]
 # What Pillow's decoders raise on damaged files, seen over its formats.
 DECODER_ERRORS = (
     OSError,
@@ -76,7 +79,8 @@ def _decode(source: ImageSource, preprocessing: Preprocessing | None) -> _Pictur
     name = describe(source)
     try:
         if isinstance(source, Image.Image):
-            return _whole(_to_rgb(source, name))
+            with _reading(source):
+                return _whole(_to_rgb(source, name))
         if isinstance(source, np.ndarray):
             return _whole(Image.fromarray(_checked_array(source)))
         Image.init()
@@ -114,11 +118,18 @@ def _opened(source: ImageSource, name: str) -> str | io.BytesIO:
     if isinstance(source, (bytes, bytearray)):
         return io.BytesIO(source)
     if hasattr(source, "read"):
-        data = source.read()
-        if isinstance(data, bytes):
-            return io.BytesIO(data)
-        raise ImageError(f"{name} gave {type(data).__name__}; open the file in binary mode")
+        with _reading(source):
+            data = source.read()
+        if not isinstance(data, bytes):
+            raise ImageError(f"{name} gave {type(data).__name__}; open the file in binary mode")
+        if not data:
+            raise ImageError(f"{name} gave no bytes: it is empty, or was read before (seek(0) reads it again)")
+        return io.BytesIO(data)
     raise ImageError(f"{name} is not a path, bytes, a file object, a Pillow image or an HxWx3 uint8 array")
+
+
+def _reading(source: object) -> threading.Lock:
+    return READING[id(source) // 16 % len(READING)]
 
 
 def _checked_array(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
