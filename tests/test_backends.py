@@ -127,7 +127,9 @@ def test_a_graph_that_was_replaced_since_it_was_opened_is_not_run(
         ({"device": "gpu"}, "expected one of auto, cpu, cuda"),
         ({"precision": "int4"}, "expected one of auto, fp32, bf16, fp16, int8"),
         ({"backend": "openvino", "device": "cuda"}, "onnxruntime-gpu"),
-        ({"backend": "onnxruntime", "precision": "bf16"}, "openvino"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "use backend='openvino'"),
+        ({"device": "cuda", "precision": "fp16"}, "use backend='tensorrt'"),
+        ({"device": "cuda", "precision": "int8"}, "use precision='fp32'"),
     ],
 )
 def test_what_is_unavailable_is_an_error(bundle: Bundle, options: dict[str, str], message: str) -> None:

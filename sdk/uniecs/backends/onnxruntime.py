@@ -61,7 +61,9 @@ class OnnxRuntimeBackend(GraphBackend):
         """Raises `BackendError` for a device or precision that this installation lacks."""
         super().__init__(bundle, device, precision, threads)
         if precision != "fp32":
-            raise BackendError(f"the onnxruntime backend runs in fp32, not in {precision}; use backend='openvino'")
+            able = "backend='openvino'" if device == "cpu" else "precision='fp32'"
+            instead = "backend='tensorrt'" if precision == "fp16" else able
+            raise BackendError(f"the onnxruntime backend runs in fp32, not in {precision}; use {instead}")
         self._onnxruntime = import_onnxruntime()
         listed = self._onnxruntime.get_available_providers()
         if PROVIDERS[device] not in listed:
