@@ -194,6 +194,7 @@ def test_weights_in_another_file_are_refused(folder: Path) -> None:
         ({"files": {}}, "not among the manifest's files"),
         ({"files": []}, "files"),
         ({"golden": None}, "golden"),
+        ({"golden": {"texts": [None, 5]}}, "golden texts"),
     ],
 )
 def test_an_altered_manifest_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:

@@ -281,7 +281,9 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
         raise BundleError("the manifest's preprocessing differs from its model's")
     if _require(manifest, "embed_dim", int) != model.embed_dim:
         raise BundleError(f"embed_dim is {manifest['embed_dim']}, but the model's is {model.embed_dim}")
-    _require(_require(manifest, "golden", dict), "texts", list)
+    texts = _require(_require(manifest, "golden", dict), "texts", list)
+    if not all(text is None or type(text) is str for text in texts):
+        raise BundleError("the manifest's golden texts are not all strings or null")
     variants = _require({"variants": {}, **manifest}, "variants", dict)
     for name in variants:
         file = _plain(_require(_require(variants, name, dict), "file", str))

@@ -52,7 +52,10 @@ def _convert(kind: Any, value: object, where: str) -> object:
             _convert(each, item, f"{where}[{i}]") for i, (each, item) in enumerate(zip(kinds, value, strict=True))
         )
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} is an integer beyond what a float holds") from error
     if type(value) is kind:
         return value
     raise ConfigError(f"{where} is {value!r}; expected {kind.__name__}")
