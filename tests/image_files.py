@@ -166,6 +166,13 @@ def pngs() -> Files:
         clear = struct.pack(">H", value)
         yield f"png grey tRNS {name}", png(19, 23, 8, 0, raw=lines, before=((b"tRNS", clear),))
         yield f"png grey tRNS {name} after", png(19, 23, 8, 0, raw=lines, after=((b"tRNS", clear),))
+    wide = (plain.astype(np.uint16) * 257 ^ np.arange(19) % 2).astype(">u2")  # each grey with two low bytes
+    lines_16 = b"".join(b"\0" + row.tobytes() for row in wide)
+    for name, value in (("present", int(wide[0, 0])), ("high byte", int(wide[0, 0]) ^ 255), ("text", int(wide[0, 0]))):
+        text = ((b"tEXt", b"transparency\0text"),) if name == "text" else ()
+        for where in ("before", "after"):
+            chunks = {where: ((b"tRNS", struct.pack(">H", value)), *text)}
+            yield f"png wide grey tRNS {name} {where}", png(19, 23, 16, 0, raw=lines_16, **chunks)
     yield "png ends early in its stream", png(19, 23, 8, 0, raw=lines[:100])
     yield "png ends early between lines", png(19, 23, 8, 0, raw=lines[:200])
     yield "png unknown filter", png(19, 23, 8, 0, raw=b"\5" + lines[1:])

@@ -249,7 +249,12 @@ def test_colour_modes_are_converted(mode: str) -> None:
 def test_16_bit_grey_keeps_its_high_byte() -> None:
     wide = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     shown = np.asarray(open_image(encoded(Image.fromarray(wide))))
-    np.testing.assert_array_equal(shown[..., 0], (wide >> 8).astype(np.uint8))
+    expected = (wide >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(shown[..., 0], expected)
+    wide[0, 2] = wide[0, 1] ^ 1  # the same grey, but not the transparent value
+    clear = np.asarray(open_image(encoded(Image.fromarray(wide), transparency=int(wide[0, 1]))))
+    expected[0, 1], expected[0, 2] = 255, expected[0, 1]
+    np.testing.assert_array_equal(clear[..., 0], expected)
 
 
 def test_an_animation_gives_its_first_frame() -> None:

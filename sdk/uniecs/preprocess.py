@@ -156,7 +156,10 @@ def _to_rgb(image: Image, name: str) -> Image:
     if image.mode.startswith("I;16"):
         # 16 bits to 8: the high byte, as 16-bit RGB is decoded too.
         wide = np.asarray(image.convert("I;16") if image.mode != "I;16" else image)
-        image = Image.fromarray((wide >> 8).astype(np.uint8))
+        grey, clear = (wide >> 8).astype(np.uint8), image.info.get("transparency")
+        if isinstance(clear, int):  # a PNG's text chunk of that name is none
+            grey[wide == clear] = 255
+        image = Image.fromarray(grey)
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has 32 bits a channel (mode {image.mode}); expected 8 or 16")
     if image.has_transparency_data:

@@ -28,6 +28,9 @@ struct Layout {
         return kind == Kind::rgba ? 4 : kind == Kind::rgb ? 3 : kind == Kind::grey_alpha ? 2 : 1;
     }
     int bits() const { return depth * channels(); }
+    bool wide_grey() const { return kind == Kind::grey && depth == 16; }
+    // Bytes of a pixel once unpacked: wide grey keeps both, as its clear value is one of 16 bits.
+    int unpacked() const { return wide_grey() ? 2 : channels(); }
     std::size_t row_bytes(int width) const {
         return (static_cast<std::size_t>(bits()) * static_cast<std::size_t>(width) + 7) / 8;
     }
@@ -45,9 +48,10 @@ Layout layout_of(int depth, int colour) {
 }
 
 // `n` pixels to samples of 8 bits: the high byte of 16, and less than 8 bits of grey spread over 0 to 255.
+// Wide grey stays as it is.
 void unpack(const Layout& layout, const std::uint8_t* from, int n, std::uint8_t* to) {
-    const int samples = n * layout.channels();
-    if (layout.depth == 8) {
+    const int samples = n * layout.unpacked();
+    if (layout.depth == 8 || layout.wide_grey()) {
         std::copy_n(from, samples, to);
     } else if (layout.depth == 16) {
         for (int i = 0; i < samples; ++i) to[i] = from[2 * i];
@@ -135,7 +139,7 @@ class Lines {
         const std::size_t most = layout.row_bytes(size.width) + 1;
         line_.resize(most);
         above_.resize(most);
-        samples_.resize(static_cast<std::size_t>(size.width) * layout.channels());
+        samples_.resize(static_cast<std::size_t>(size.width) * layout.unpacked());
     }
 
     // Bytes of the next line with its filter.
@@ -146,7 +150,7 @@ class Lines {
     // The line that lies at place().
     void take() {
         unfilter(line_.data(), above_.data(), wanted() - 1, static_cast<std::size_t>(layout_.bits() + 7) / 8);
-        const auto channels = static_cast<std::size_t>(layout_.channels());
+        const auto channels = static_cast<std::size_t>(layout_.unpacked());
         if (!interlaced_) {
             unpack(layout_, line_.data() + 1, size_.width,
                    canvas_.row(top_ + y_) + static_cast<std::size_t>(left_) * channels);
@@ -205,7 +209,7 @@ class Reader {
         const Layout layout = layout_;
         const bool animated = frames_ && *frames_ + (default_image_ ? 1 : 0) > 1;
         if (palette && palette->size() * 8 / 24 > 256) throw ImageError("its palette is too long");
-        Canvas canvas(size, layout.channels());
+        Canvas canvas(size, layout.unpacked());
         read_pixels(canvas);
         read_rest(animated);
         return {colour(std::move(canvas), layout, palette), turn()};
@@ -443,7 +447,14 @@ class Reader {
 
     Picture colour(Canvas canvas, const Layout& layout,
                    const std::optional<std::vector<std::uint8_t>>& palette) const {
-        if (layout.depth == 16 && layout.kind == Kind::grey) return shown(std::move(canvas));
+        if (layout.wide_grey()) {
+            const bool has_clear = transparent_ && !transparent_text_;
+            for (std::size_t i = 0; i < canvas.samples.size(); i += 2) {
+                std::uint8_t* at = &canvas.samples[i];
+                at[1] = has_clear && (at[0] << 8 | at[1]) == (*transparent_)[0] ? 0 : 255;
+            }
+            return shown(std::move(canvas));
+        }
         if (transparent_text_ && layout.kind != Kind::grey_alpha && layout.kind != Kind::rgba)
             throw ImageError("its transparency is a text");
         if (layout.kind == Kind::palette) return shown(canvas, colours(palette));
