@@ -139,6 +139,57 @@ def test_wrong_pretrained_checkpoints_are_refused(tmp_path: Path) -> None:
         load_image_backbone(UniECS(TINY), tmp_path / "shallow")
 
 
+OTHER_FUNCTIONS = {"num_attention_heads": 4, "hidden_act": "relu", "layer_norm_eps": 1e-3}
+
+
+@pytest.mark.parametrize("key", OTHER_FUNCTIONS)
+@pytest.mark.parametrize("kind", ["clip", "vit", "bert"])
+def test_weights_of_another_function_in_the_same_shapes_are_refused(tmp_path: Path, kind: str, key: str) -> None:
+    options = TOWER | {key: OTHER_FUNCTIONS[key]}
+    if kind == "clip":
+        config = transformers.CLIPVisionConfig(image_size=32, patch_size=8, **options)
+        transformers.CLIPVisionModel(config).save_pretrained(tmp_path)
+    elif kind == "vit":
+        config = transformers.ViTConfig(image_size=32, patch_size=8, **options)
+        transformers.ViTModel(config).save_pretrained(tmp_path)
+    else:
+        config = transformers.BertConfig(vocab_size=TINY.text.vocab_size, max_position_embeddings=16, **options)
+        transformers.BertModel(config).save_pretrained(tmp_path)
+    model = clip_model() if kind == "clip" else UniECS(TINY)
+    load = load_text_backbone if kind == "bert" else load_image_backbone
+    with pytest.raises(CheckpointError, match=f"{key} '?{OTHER_FUNCTIONS[key]}'?, here "):
+        load(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"hidden_act": "unheard of"},
+        {"dtype": "floaty"},
+        {"patch_size": [8, 8]},
+        None,
+    ],
+)
+def test_a_damaged_configuration_is_a_checkpoint_error(tmp_path: Path, change: dict[str, object] | None) -> None:
+    config = transformers.ViTConfig(image_size=32, patch_size=8, **TOWER)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps([] if change is None else json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match="cannot be read as a ViTModel checkpoint"):
+        load_image_backbone(UniECS(TINY), tmp_path)
+
+
+@pytest.mark.parametrize("index", [{}, []])
+def test_a_damaged_index_of_shards_is_a_checkpoint_error(tmp_path: Path, index: object) -> None:
+    save_bert(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="cannot be read as a BertModel checkpoint"):
+        load_text_backbone(UniECS(TINY), tmp_path)
+
+
 def test_the_mean_of_checkpoints(tiny_checkpoint: Path, tmp_path: Path) -> None:
     tokenizer = (tiny_checkpoint / "tokenizer.json").read_bytes()
     other = UniECS(TINY)

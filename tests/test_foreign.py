@@ -239,6 +239,11 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "weights gone": ("blip", remove("model.safetensors"), "cannot be read as a BlipForImageTextRetrieval"),
     "configuration gone": ("clip", remove("config.json"), "supported are"),
     "configuration cut": ("clip", cut("config.json"), "supported are"),
+    "configuration damaged": (
+        "clip",
+        replace("config.json", vision_config={"hidden_act": "unheard of"}),
+        "cannot be read as a CLIPModel",
+    ),
     "another kind": ("clip", replace("config.json", model_type="siglip"), "model_type 'siglip'; supported are .*blip"),
     "BLIP without projections": (
         "blip",

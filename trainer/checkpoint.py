@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_log
 
 from uniecs.config import ModelConfig
 from uniecs.durable import sync
-from uniecs.errors import CheckpointError
+from uniecs.errors import CheckpointError, UniecsError
 from uniecs.preprocess import read_tokenizer
 from uniecs.trainer.model import UniECS
 
@@ -36,6 +36,8 @@ UNREADABLE = (
     *(struct.error, pickle.UnpicklingError),
 )
 """What torch.load raises for damaged files of all kinds."""
+NOT_IN_SHAPES = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+"""What a backbone computes with, and the shapes of its weights do not tell."""
 
 
 @dataclass(frozen=True)
@@ -163,22 +165,23 @@ def load_image_backbone(model: UniECS, path: Path) -> None:
 
     Takes transformers' layout (config.json + model.safetensors; a whole CLIP model or its vision tower). Position
     embeddings are interpolated (bicubic over the patch grid, class token kept) where the resolution differs.
-    Raises `CheckpointError` if it is missing, its dimensions differ, or weights are absent.
+    Raises `CheckpointError` if it is missing or damaged, its dimensions, activation or LayerNorm epsilon differ, or
+    weights are absent.
     """
-    backbone = model.image_encoder.backbone
     clip = model.config.image.kind == "clip"
     source = pretrained(CLIPVisionModel if clip else ViTModel, path, {} if clip else {"add_pooling_layer": False})
     key = "embeddings.position_embedding.weight" if clip else "embeddings.position_embeddings"
     weights = dict(source.state_dict())
     p, patch = model.config.preprocessing, model.config.image.patch_px
     grid = (p.height_px // patch, p.width_px // patch)
-    size = source.config.image_size
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    source_patch = int(source.config.patch_size)
-    table = weights[key] if weights[key].dim() == 3 else weights[key][None]
-    table = interpolate_positions(table, (height // source_patch, width // source_patch), grid)
-    weights[key] = table[0] if clip else table
-    _load_into(backbone, weights, path)
+    with reading(path, type(source).__name__):
+        size = source.config.image_size
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        source_patch = int(source.config.patch_size)
+        table = weights[key] if weights[key].dim() == 3 else weights[key][None]
+        table = interpolate_positions(table, (height // source_patch, width // source_patch), grid)
+        weights[key] = table[0] if clip else table
+    _load_into(model.image_encoder.backbone, weights, source.config, path)
 
 
 def interpolate_positions(table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
@@ -211,7 +214,7 @@ def load_text_backbone(model: UniECS, path: Path) -> None:
         chosen |= {f"{prefix}{new}.{n[len(head) :]}": w for n, w in weights.items() if n.startswith(head)}
     positions = "embeddings.position_embeddings.weight"
     chosen[positions] = chosen[positions][: config.max_positions]
-    _load_into(model.text_encoder.backbone, chosen, path)
+    _load_into(model.text_encoder.backbone, chosen, source.config, path)
 
 
 def pretrained(kind: Any, path: Path, options: Mapping[str, Any], unused: str = "") -> Any:
@@ -221,17 +224,26 @@ def pretrained(kind: Any, path: Path, options: Mapping[str, Any], unused: str = 
     """
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json; expected a transformers checkpoint folder")
-    try:
-        with quiet_transformers():
-            model, report = kind.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as a {kind.__name__} checkpoint: {error}") from error
+    with reading(path, kind.__name__):
+        model, report = kind.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
     missing = [name for name in report["missing_keys"] if not (unused and name.startswith(unused))]
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} weights of {kind.__name__}, such as {min(missing)}")
     return model
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Say as `CheckpointError` what is wrong with a folder: its readers raise anything, down to KeyError."""
+    try:
+        with quiet_transformers():
+            yield
+    except UniecsError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a {kind} checkpoint: {error!r}") from error
 
 
 @contextmanager
@@ -249,7 +261,12 @@ def quiet_transformers() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _load_into(backbone: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def _load_into(backbone: Any, weights: Mapping[str, Tensor], source: Any, path: Path) -> None:
+    """Load the weights of a network of the configuration `source`; raises `CheckpointError` unless it is the same."""
+    for key in NOT_IN_SHAPES:
+        theirs, ours = getattr(source, key), getattr(backbone.config, key)
+        if theirs != ours:
+            raise CheckpointError(f"{path} does not fit the configured network: {key} {theirs!r}, here {ours!r}")
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, BlipForImageTextRetrieval, CLIPModel
 
-from uniecs.errors import CheckpointError, ImageError, MissingExtraError, UniecsError
+from uniecs.errors import CheckpointError, ImageError, MissingExtraError
 from uniecs.preprocess import ImageSource, check_text, describe, open_image
-from uniecs.trainer.checkpoint import pretrained, quiet_transformers
+from uniecs.trainer.checkpoint import pretrained, reading
 from uniecs.trainer.embedder import BATCH, BatchEncoder
 
 SUPPORTED = "transformers' model_type clip or blip (config.json), or sentence-transformers (modules.json)"
@@ -59,7 +58,7 @@ class TwoTowerEncoder(BatchEncoder):
         self.model_id = f"{self.kind}:{path.resolve().name}"
         self._model = pretrained(self.network, path, {"dtype": torch.float32}).eval()
         text = self._model.config.text_config
-        with _reading(path, self.kind):
+        with reading(path, self.kind):
             processors: tuple[Any, Any] = AutoImageProcessor, AutoTokenizer  # untyped
             local = {"local_files_only": True, "trust_remote_code": False}
             self._image_processor = processors[0].from_pretrained(path, backend="pil", **local)
@@ -149,7 +148,7 @@ class SentenceEncoder(BatchEncoder):
             if not any(weights.parent.glob("*.safetensors")):
                 raise CheckpointError(f"{weights} is a pickle; expected safetensors")
         self.model_id = f"sentence-transformers:{path.resolve().name}"
-        with _reading(path, "sentence-transformers"):
+        with reading(path, "sentence-transformers"):
             options = {"use_safetensors": True, "dtype": torch.float32}
             self._model = SentenceTransformer(str(path), device="cpu", local_files_only=True, model_kwargs=options)
             self._model.float()
@@ -187,15 +186,3 @@ def _json(path: Path) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} is not a configuration; supported are {SUPPORTED}")
     return document
-
-
-@contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
-    """Say as `CheckpointError` what is wrong with a folder: its readers raise anything, down to KeyError."""
-    try:
-        with quiet_transformers():
-            yield
-    except UniecsError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a {kind} checkpoint: {error!r}") from error
