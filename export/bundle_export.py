@@ -20,7 +20,7 @@ from uniecs.encoder import load
 from uniecs.errors import BundleError, CheckpointError, ConfigError, ParityError
 from uniecs.evaluation import evaluate
 from uniecs.export.golden import ROWS, golden_inputs
-from uniecs.export.graphs import OPSET, export_graph, graph_specs
+from uniecs.export.graphs import OPSET, TRACED_LENGTH, export_graph, graph_specs
 from uniecs.export.tolerances import TOLERANCES
 from uniecs.export.verify import Agreement, compare, verify_bundle
 from uniecs.export.weights import check_finite, round_weights, store_compactly
@@ -194,7 +194,7 @@ def parity_feeds(config: ModelConfig, graph: str) -> Iterator[dict[str, npt.NDAr
     """Inputs of a graph, in the order of its forward: seeded noise, prefix masks, all kinds of indicator."""
     rng = np.random.default_rng(0)
     p, dim = config.preprocessing, config.embed_dim
-    lengths = sorted({1, 5, p.max_tokens})
+    lengths = sorted({1, min(TRACED_LENGTH, p.max_tokens), p.max_tokens})
     for batch in PARITY_BATCHES:
         if graph == "image_encoder":
             yield {"pixel_values": rng.normal(size=(batch, 3, p.height_px, p.width_px)).astype(np.float32)}

@@ -26,7 +26,8 @@ HARMLESS = (
     (FutureWarning, r".*treespec, LeafSpec"),
     (UserWarning, r"(?s).*The axis name: \w+ will not be used"),
 )
-_TRACED_AT = {BATCH: 2, IMAGE_LENGTH: 3, TEXT_LENGTH: 5}
+TRACED_LENGTH = 5
+"""Tokens of the texts that graphs are traced with, where a model takes as many."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ def export_graph(model: UniECS, name: str) -> onnx.ModelProto:
         TEXT_LENGTH: model.config.preprocessing.max_tokens,
     }
     axes = {axis: Dim(axis, min=1, max=limit) for axis, limit in limits.items()}
+    traced_at = {BATCH: 2, IMAGE_LENGTH: 3, TEXT_LENGTH: min(TRACED_LENGTH, limits[TEXT_LENGTH])}
     submodule: nn.Module = getattr(model, name)
     with _quiet():
         program = torch.onnx.export(
             submodule.eval(),
-            tuple(_example(port) for port in spec.inputs.values()),
+            tuple(_example(port, traced_at) for port in spec.inputs.values()),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(spec.inputs),
@@ -123,8 +125,8 @@ def export_graph(model: UniECS, name: str) -> onnx.ModelProto:
     return model_proto
 
 
-def _example(port: Port) -> Tensor:
-    shape = [_TRACED_AT[axis] if isinstance(axis, str) else axis for axis in port.shape]
+def _example(port: Port, sizes: Mapping[str, int]) -> Tensor:
+    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in port.shape]
     return torch.ones(shape, dtype=getattr(torch, port.dtype))
 
 

@@ -96,6 +96,9 @@ def test_what_is_not_a_table_is_refused(data: object) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("name", "my model"),
+        ("name", "../mine"),
+        ("name", ""),
         ("embed_dim", 0),
         ("embed_dim", -32),
         ("embed_dim", 33),

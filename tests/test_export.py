@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,18 @@ def test_clip_image_towers_export_too() -> None:
     for feed in parity_feeds(config, "image_encoder"):
         with torch.inference_mode():
             expected = model.image_encoder(torch.from_numpy(feed["pixel_values"])).numpy()
+        np.testing.assert_allclose(session.run(None, feed)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("graph", ["text_encoder", "fusion"])
+def test_models_of_the_shortest_texts_export_too(graph: str) -> None:
+    tiny = MODELS["tiny"]
+    config = replace(tiny, preprocessing=replace(tiny.preprocessing, max_tokens=3))
+    model = UniECS(config).eval()
+    session = ort.InferenceSession(export_graph(model, graph).SerializeToString())
+    for feed in parity_feeds(config, graph):
+        with torch.inference_mode():
+            expected = getattr(model, graph)(*map(torch.from_numpy, feed.values())).numpy()
         np.testing.assert_allclose(session.run(None, feed)[0], expected, atol=1e-5)
 
 

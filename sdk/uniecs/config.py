@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from typing import Any, Literal, Self
 from uniecs.errors import ConfigError
 
 FusionKind = Literal["gated", "additive", "feature", "score"]
+# A model's name begins the model_id, and with it the names of files.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class StrictConfig:
@@ -184,6 +187,10 @@ class ModelConfig(StrictConfig):
     fusion: FusionConfig = field(default_factory=FusionConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            PLAIN_NAME.fullmatch(self.name) is not None,
+            f"name is {self.name!r}; expected up to 100 letters, digits, '.', '_' and '-', the first a letter or digit",
+        )
         _require(
             self.embed_dim > 0 and self.embed_dim % self.fusion.heads == 0,
             f"embed_dim {self.embed_dim} is not a multiple of the fusion's heads {self.fusion.heads}",
