@@ -53,26 +53,37 @@ class BuiltEngine:
 def build_engines(bundle: Bundle, cache: Path | None = None) -> tuple[Machine, list[BuiltEngine]]:
     """Build the engines of `bundle` for this machine into `cache` (`default_cache()` unless given).
 
-    An engine that is there under the same key, and whole, is kept. Progress goes to stderr on a terminal. Raises
-    `MissingExtraError` without TensorRT or cuda-core, `BackendError` without a GPU, for a model that fp16 cannot
-    hold, or when TensorRT refuses a graph; `OSError` if `cache` cannot be written.
+    An engine that is there under the same key, whole, and loads in TensorRT, is kept. Progress goes to stderr on a
+    terminal. Raises `MissingExtraError` without TensorRT or cuda-core, `BackendError` without a GPU, for a model that
+    fp16 cannot hold, or when TensorRT refuses a graph; `OSError` if `cache` cannot be written.
     """
     machine, profile, cache = this_machine(), Profile.of(bundle), cache or default_cache()
     built = []
     for graph in GRAPHS:
         key, start = EngineKey(bundle.model_id, graph, machine, profile), time.perf_counter()
-        try:
-            engine, cached = load_engine(cache, key), True
-        except BackendError:  # missing, damaged or foreign: made anew
+        engine = _kept_engine(cache, key)
+        cached = engine is not None
+        if engine is None:
             timings = timing_cache_path(cache, machine)
             known = timings.read_bytes() if timings.is_file() else b""
             with _progress(f"build {graph}") as monitor:
                 engine, known = build_engine(bundle, graph, profile, timing_cache=known, monitor=monitor)
-            cached = False
             write_atomically(timings, known)
             store_engine(cache, key, engine)
         built.append(BuiltEngine(graph, key.path(cache), len(engine), cached, time.perf_counter() - start))
     return machine, built
+
+
+def _kept_engine(cache: Path, key: EngineKey) -> bytes | None:
+    """The engine of `key`; None if it is missing, damaged, foreign, or nothing that TensorRT can load."""
+    import tensorrt as trt
+
+    try:
+        engine = load_engine(cache, key)
+    except BackendError:
+        return None
+    runtime = trt.Runtime(engine_logger())  # it must outlive what it loads
+    return None if runtime.deserialize_cuda_engine(engine) is None else engine
 
 
 def timing_cache_path(cache: Path, machine: Machine) -> Path:

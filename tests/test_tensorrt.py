@@ -200,6 +200,14 @@ def test_a_damaged_engine_is_built_anew(state: Any, bundle: Bundle) -> None:
     assert [each.cached for each in again] == [True, False, True]
 
 
+def test_an_engine_that_tensorrt_cannot_load_is_built_anew(state: Any, bundle: Bundle) -> None:
+    build_engines(bundle)
+    store_engine(engine_cache.default_cache(), EngineKey(bundle.model_id, "fusion", MACHINE, PROFILE), b"no engine")
+    _, again = build_engines(bundle)
+    assert [each.cached for each in again] == [True, True, False]
+    create_backend(bundle, "tensorrt")
+
+
 def test_a_timing_cache_of_another_tensorrt_is_left_aside(state: Any, bundle: Bundle) -> None:
     path = tensorrt_build.timing_cache_path(engine_cache.default_cache(), MACHINE)
     path.parent.mkdir(parents=True)
