@@ -144,7 +144,11 @@ def main() -> None:
     """The command line: build into a folder and print the table."""
     parser = argparse.ArgumentParser(prog="python -m uniecs.kernels.build", description="Build the gate kernel")
     parser.add_argument("folder", type=Path, help="where the .ptx and .cubin files go")
-    print(table(build(parser.parse_args().folder)))
+    folder = parser.parse_args().folder
+    try:
+        print(table(build(folder)))
+    except (BackendError, OSError) as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -376,11 +376,15 @@ def test_nvcc_failures_are_told(nvcc: None) -> None:
         build.compile_cubin(b"no PTX at all", 90)
 
 
-def test_without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_HOME", raising=False)
     with pytest.raises(BackendError, match="CUDA toolkit"):
         build.find_nvcc()
+    monkeypatch.setattr("sys.argv", ["build", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="1"):
+        build.main()
+    assert capsys.readouterr().err.startswith("python -m uniecs.kernels.build: error: nvcc was not found")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").touch(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
