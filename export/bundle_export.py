@@ -14,11 +14,12 @@ import torch
 
 from uniecs.backends.base import GRAPHS, Backend, create_backend
 from uniecs.bundle import Bundle, open_bundle, write_manifest
+from uniecs.catalog import Product
 from uniecs.config import ModelConfig
 from uniecs.durable import new_folder
 from uniecs.encoder import load
 from uniecs.errors import BundleError, CheckpointError, ConfigError, ParityError
-from uniecs.evaluation import evaluate
+from uniecs.evaluation import Pairs, evaluate_products, read_held_out
 from uniecs.export.golden import ROWS, golden_inputs
 from uniecs.export.graphs import OPSET, TRACED_LENGTH, export_graph, graph_specs
 from uniecs.export.tolerances import TOLERANCES
@@ -36,11 +37,11 @@ RECORDED_VERSIONS = ("uniecs", "torch", "transformers", "onnx", "onnxscript", "n
 
 
 def export_bundle(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: str | Path,
+    out: str | Path,
     *,
-    catalog: Path | None = None,
-    pairs: Path | None = None,
+    catalog: str | Path | None = None,
+    pairs: str | Path | None = None,
     weights: Literal["float32", "compact"] = "compact",
 ) -> Bundle:
     """Export the checkpoint folder `checkpoint` to a new bundle folder `out`; all of it, or nothing.
@@ -48,27 +49,27 @@ def export_bundle(
     The graphs compute in float32. weights="compact" stores matrices as float16 and the word table as int8
     rows, the network being rounded to those values first; "float32" stores it as trained. Each graph is
     compared with torch on ONNX Runtime and OpenVINO, then the bundle with its golden vectors on every backend
-    there is. With `catalog` and `pairs` the finished bundle is evaluated (nine tasks, baselines; OpenVINO
-    fp32) and the figures go into the manifest.
+    there is. With `catalog` and `pairs`, which are read before all this, the finished bundle is evaluated
+    (nine tasks, baselines; OpenVINO fp32) and the figures go into the manifest.
 
-    Raises `BundleError` if `out` exists, `CheckpointError` if the checkpoint cannot be read or holds weights
-    that cannot be stored, `ParityError` if a graph differs from torch, `BackendError` or `MissingExtraError`
-    if a backend is missing, and `CatalogError` from the evaluation.
+    Raises `BundleError` if `out` exists or cannot be written, `CheckpointError` if the checkpoint cannot be read
+    or holds weights that cannot be stored, `ParityError` if a graph differs from torch, `BackendError` or
+    `MissingExtraError` if a backend is missing, and `CatalogError` for a catalogue or pairs that cannot be used.
     """
     if (catalog is None) != (pairs is None):
         raise BundleError("evaluation needs both a catalogue and a pairs file, or neither")
     if weights not in ("float32", "compact"):
         raise ConfigError(f"weights is {weights!r}; expected 'float32' or 'compact'")
-    with new_folder(out) as folder:
-        _write_bundle(checkpoint, folder, catalog, pairs, weights)
+    with new_folder(Path(out)) as folder:
+        held_out = None if catalog is None or pairs is None else read_held_out(catalog, pairs)
+        _write_bundle(Path(checkpoint), folder, held_out, weights)
     return open_bundle(out)
 
 
 def _write_bundle(
     checkpoint: Path,
     folder: Path,
-    catalog: Path | None,
-    pairs: Path | None,
+    held_out: tuple[Mapping[str, Product], Pairs] | None,
     weights: Literal["float32", "compact"],
 ) -> None:
     """Fill `folder`: files, manifest, checks, and the manifest again with the evaluation."""
@@ -93,8 +94,10 @@ def _write_bundle(
     if not report.ok:
         raise ParityError(f"the exported bundle does not reproduce its golden vectors:\n{report.table()}")
     manifest["provenance"]["export"]["parity"] = parity
-    if catalog is not None and pairs is not None:
-        manifest["evaluation"] = _evaluated(folder, catalog, pairs)
+    if held_out is not None:
+        # Through the exported graphs, not torch.
+        encoder = load(folder, backend="openvino", device="cpu", precision="fp32")
+        manifest["evaluation"] = evaluate_products(encoder, *held_out)
     write_manifest(folder, manifest)
 
 
@@ -214,8 +217,3 @@ def parity_feeds(config: ModelConfig, graph: str) -> Iterator[dict[str, npt.NDAr
                     "text_mask": mask,
                     "modality_indicator": kinds[np.arange(batch) % len(kinds)],
                 }
-
-
-def _evaluated(folder: Path, catalog: Path, pairs: Path) -> dict[str, Any]:
-    """Nine tasks and baselines through the exported graphs, not torch."""
-    return evaluate(load(folder, backend="openvino", device="cpu", precision="fp32"), catalog, pairs)

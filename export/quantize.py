@@ -25,7 +25,7 @@ from uniecs.catalog import Product
 from uniecs.durable import new_folder
 from uniecs.encoder import Encoder
 from uniecs.errors import CatalogError, ImageError, ParityError
-from uniecs.evaluation import Pairs, evaluate_models, read_pairs, read_products
+from uniecs.evaluation import Pairs, evaluate_models, read_held_out, read_products
 from uniecs.int8_recipe import FILE, VARIANT, Int8Recipe, QuantizedInput, check_model
 from uniecs.preprocess import Tokenizer, pixel_values
 
@@ -97,16 +97,23 @@ def try_int8(bundle: Bundle, calibration: Path, catalog: Path, pairs: Path) -> T
     """Calibrate an int8 variant of `bundle` on products of the catalogue file `calibration`, and judge it.
 
     A seeded sample of `SAMPLE` products with title and photo sets the ranges; recall is that of the nine tasks on
-    `catalog` and `pairs`, which must be other products. Raises `CatalogError` for unusable files, `BackendError` or
-    `MissingExtraError` for what is not available here.
+    `catalog` and `pairs`, which must be other products. Raises `CatalogError` for unusable files or shared products,
+    and `BackendError` on a CPU without int8, before the calibration; `MissingExtraError` for a package that is missing.
     """
-    chosen, judged = read_products(calibration)[0], read_products(catalog)[0]
+    # A CPU on which int8 cannot be judged is told here.
+    OpenVinoBackend(bundle, "cpu", "int8", None, Int8Recipe(bundle.model_id, {}))
+    chosen, (judged, listed) = read_products(calibration)[0], read_held_out(catalog, pairs)
+    if shared := sorted(chosen.keys() & judged.keys()):
+        raise CatalogError(
+            f"{calibration} and {catalog} share {len(shared)} ids, such as {shared[0]!r}; "
+            "expected other products to calibrate on than to judge recall on"
+        )
     feeds = calibration_feeds(bundle, chosen)
     recipe = calibrate(bundle, feeds)
     made = {name: importlib.metadata.version(name) for name in ("nncf", "openvino")}
     sample = {"catalog": calibration.name, "products": len(feeds["image_encoder"]), "seed": SEED}
     facts = {**sample, "smoothing": SMOOTHING, **made}
-    return judge(bundle, recipe, facts, judged, read_pairs(pairs))
+    return judge(bundle, recipe, facts, judged, listed)
 
 
 def judge(

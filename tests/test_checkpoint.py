@@ -234,7 +234,10 @@ def test_saving_replaces_what_was_left_unfinished_and_leaves_nothing_behind(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-@pytest.mark.parametrize("damage", ["weights cut", "weights foreign", "json", "format", "version", "tokenizer", "gone"])
+DAMAGES = ["weights cut", "weights foreign", "json", "format", "version", "provenance", "tokenizer", "gone"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tiny_checkpoint: Path, damage: str) -> None:
     folder = tmp_path / "c"
     shutil.copytree(tiny_checkpoint, folder)
@@ -247,8 +250,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tiny_checkpoint: Path, 
         document.write_text(json.dumps(content))
     elif damage == "json":
         document.write_text("{")
-    elif damage in ("format", "version"):
-        content["format" if damage == "format" else "format_version"] = 99
+    elif damage in ("format", "version", "provenance"):
+        content["format_version" if damage == "version" else damage] = 99
         document.write_text(json.dumps(content))
     elif damage == "tokenizer":
         (folder / "tokenizer.json").unlink()

@@ -22,7 +22,7 @@ from PIL import Image  # noqa: E402
 from uniecs.backends.base import create_backend  # noqa: E402
 from uniecs.bundle import open_bundle  # noqa: E402
 from uniecs.config import MODELS, ImageEncoderConfig, ModelConfig, Preprocessing, TextEncoderConfig  # noqa: E402
-from uniecs.errors import BundleError, CheckpointError, ConfigError, ParityError  # noqa: E402
+from uniecs.errors import BundleError, CatalogError, CheckpointError, ConfigError, ParityError  # noqa: E402
 from uniecs.export import bundle_export  # noqa: E402
 from uniecs.export.attention import simplify_attention  # noqa: E402
 from uniecs.export.bundle_export import export_bundle, parity_feeds  # noqa: E402
@@ -305,6 +305,19 @@ def test_an_existing_folder_is_never_overwritten(tiny_checkpoint: Path, tmp_path
     with pytest.raises(BundleError, match="never overwritten"):
         export_bundle(tiny_checkpoint, out)
     assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_mistakes_are_told_before_the_export(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_export, "export_graph", lambda *_: pytest.fail("a graph was exported"))
+    with pytest.raises(CatalogError, match="none"):
+        export_bundle(str(tiny_checkpoint), str(tmp_path / "out"), catalog=tmp_path / "none.csv", pairs=tmp_path / "p")
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "out", tmp_path / ("o" * 250)):
+        with pytest.raises(BundleError, match="cannot be written"):
+            export_bundle(tiny_checkpoint, out)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_half_an_evaluation_and_unknown_storage_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -228,18 +228,20 @@ def test_a_recipe_of_another_model_is_refused(tiny: Bundle, recipe: Int8Recipe) 
 
 
 @pytest.fixture
-def products(draw_catalog: Callable[[Path], list[dict[str, Any]]], tmp_path: Path) -> tuple[Path, Path]:
-    """A catalogue and pairs of it with ten candidates: recall@10 is 1 whatever the model."""
+def products(draw_catalog: Callable[[Path], list[dict[str, Any]]], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Products to calibrate on, a catalogue, and pairs of it with ten candidates: recall@10 is 1 whatever the model."""
     rows = draw_catalog(tmp_path)
+    others = [{**row, "id": f"other-{row['id']}"} for row in rows]
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(each) + "\n" for each in others))
     ids = [row["id"] for row in rows][:20]
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("trigger_id,recall_id\n" + "".join(f"{a},{b}\n" for a, b in zip(ids[::2], ids[1::2], strict=True)))
-    return tmp_path / "products.jsonl", pairs
+    return tmp_path / "others.jsonl", tmp_path / "products.jsonl", pairs
 
 
-def quantize_command(bundle: Path, out: Path, products: tuple[Path, Path]) -> int:
-    catalog, pairs = map(str, products)
-    files = ["--calibration", catalog, "--catalog", catalog, "--pairs", pairs]
+def quantize_command(bundle: Path, out: Path, products: tuple[Path, Path, Path]) -> int:
+    calibration, catalog, pairs = map(str, products)
+    files = ["--calibration", calibration, "--catalog", catalog, "--pairs", pairs]
     return main(["quantize", str(bundle), "--out", str(out), *files])
 
 
@@ -256,7 +258,7 @@ def calibrated(int8_cpu: None, recipe: Int8Recipe, monkeypatch: pytest.MonkeyPat
 def test_quantize_writes_a_bundle_with_the_variant(
     tiny: Bundle,
     calibrated: Int8Recipe,
-    products: tuple[Path, Path],
+    products: tuple[Path, Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -280,7 +282,7 @@ def test_quantize_writes_a_bundle_with_the_variant(
 def test_quantize_refuses_what_loses_recall(
     tiny: Bundle,
     calibrated: Int8Recipe,
-    products: tuple[Path, Path],
+    products: tuple[Path, Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -294,6 +296,23 @@ def test_quantize_refuses_what_loses_recall(
     assert "int8 FAILS" in output.out
     assert "nothing is written" in output.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("any_cpu")
+def test_mistakes_are_told_before_the_calibration(
+    tiny: Bundle, products: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from uniecs.export import quantize as quantization
+
+    monkeypatch.setattr(quantization, "calibrate", lambda *_: pytest.fail("it was calibrated"))
+    calibration, catalog, pairs = products
+    with pytest.raises(CatalogError, match="cannot read the pairs file"):
+        quantization.try_int8(tiny, calibration, catalog, pairs.with_name("none.csv"))
+    with pytest.raises(CatalogError, match=r"share 24 ids, such as .*expected other products"):
+        quantization.try_int8(tiny, catalog, catalog, pairs)
+    monkeypatch.setattr(openvino, "has_byte_products", lambda: False)
+    with pytest.raises(BackendError, match="VNNI"):
+        quantization.try_int8(tiny, calibration, catalog, pairs)
 
 
 def test_there_must_be_products_to_calibrate_on(tiny: Bundle) -> None:

@@ -121,12 +121,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder} has format version {document.get('format_version')}; this uniecs reads {FORMAT_VERSION}"
         )
+    provenance = document.get("provenance", {})
+    if not isinstance(provenance, dict):
+        raise CheckpointError(f"{folder} has the provenance {provenance!r}; expected a table")
     model = UniECS(ModelConfig.from_dict(document.get("model")))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights of {folder} do not fit its configuration: {error}") from error
-    return Checkpoint(model.eval(), read_tokenizer(folder), document.get("provenance", {}))
+    return Checkpoint(model.eval(), read_tokenizer(folder), provenance)
 
 
 def average_checkpoints(folders: Sequence[Path], out: Path) -> None:

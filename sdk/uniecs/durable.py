@@ -26,22 +26,25 @@ def sync(path: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out`, flushed to the disk, when the block ends: all of it, or nothing.
 
-    Raises `BundleError` if `out` exists, before or after.
+    Raises `BundleError` if `out` exists, before or after, or cannot be written.
     """
-    refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        for path in [*temporary.iterdir(), temporary]:
-            sync(path)
         refuse_existing(out)
-        temporary.rename(out)
-    finally:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-    sync(out.parent)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in [*temporary.iterdir(), temporary]:
+                sync(path)
+            refuse_existing(out)
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync(out.parent)
+    except OSError as error:
+        raise BundleError(f"{out} cannot be written: {error}") from error
 
 
 def refuse_existing(out: Path) -> None:
