@@ -170,7 +170,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def resumes_alike() -> Callable[[Any], Any]:
-    """Trains a `TrainConfig` whole, and once more with a stop after three steps: asserts equal weights, bit for bit.
+    """Trains a `TrainConfig` whole, and once more with a stop after three steps: asserts equal weights, bit for bit, and loss scalers.
 
     Returns the checkpoint of the run that was stopped and resumed, in the output's folder with "-stopped" added.
     """
@@ -178,7 +178,7 @@ def resumes_alike() -> Callable[[Any], Any]:
     def check(config: Any) -> Any:
         import torch
 
-        from uniecs.trainer.checkpoint import load_checkpoint
+        from uniecs.trainer.checkpoint import load_checkpoint, load_training_state
         from uniecs.trainer.distributed import World
         from uniecs.trainer.loop import Run, fast_attention, train
 
@@ -192,6 +192,8 @@ def resumes_alike() -> Callable[[Any], Any]:
         resumed = load_checkpoint(train(stopped, resume=True))
         for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
             assert torch.equal(a, b), name
+        states = [load_training_state(Path(each.output)) for each in (config, stopped)]
+        assert states[0]["scaler"] == states[1]["scaler"]
         return resumed
 
     return check

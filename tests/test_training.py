@@ -294,9 +294,11 @@ def test_another_fusion_is_trained_and_kept(config: TrainConfig, tmp_path: Path)
         Run(config, ALONE, tmp_path / "score")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_run_resumes_to_the_same_weights(
-    config: TrainConfig, tmp_path: Path, resumes_alike: Callable[[TrainConfig], Checkpoint]
+    config: TrainConfig, tmp_path: Path, resumes_alike: Callable[[TrainConfig], Checkpoint], precision: str
 ) -> None:
+    config = replace(config, optimizer=replace(config.optimizer, precision=precision))
     provenance = resumes_alike(config).provenance
     assert provenance["steps"] == 6
     assert provenance["train_config"]["optimizer"]["steps"] == 6
@@ -400,6 +402,14 @@ def test_fp16_scales_the_loss_and_skips_an_overflow(config: TrainConfig) -> None
     report = scaled.train_step(batch)
     assert report.gradient_norm == pytest.approx(plain.train_step(batch).gradient_norm, rel=0.05)
     assert not all(torch.equal(a, b) for a, b in zip(before, scaled.model.parameters(), strict=True))
+
+
+def test_fp16_ends_where_every_step_would_be_skipped(config: TrainConfig) -> None:
+    run = Run(replace(config, optimizer=replace(config.optimizer, precision="fp16", steps=30)), ALONE, None)
+    run.model.fusion.head.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match=r"the gradient is nan at step 16, in fp16 at any loss scale.* it is 0\.5"):
+        for batch in run.batches():
+            run.train_step(batch)
 
 
 def test_activation_checkpointing_gives_the_same_gradient(config: TrainConfig) -> None:

@@ -65,6 +65,8 @@ from uniecs.trainer.step import Stepper
 STARTED_FROM = "started_from"
 """Key of a checkpoint's provenance: that of the checkpoint or bundle whose weights the run began with."""
 SHOWN_REJECTIONS = 20
+MIN_SCALE = 1.0
+"""The loss scaler halves its scale, 65536 at first, at each step that it skips: below this, gradients are faulty."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def train(config: TrainConfig, resume: bool = False, pairs: PairStream | None = 
 
     With `resume` the run goes on from its last whole checkpoint, which must be there; without it there must be none.
     `pairs`, where given, are those of `config.data`, read already. Under torchrun every process calls this. Raises
-    `TrainingError` (nothing to train on, a loss that is not finite), `CheckpointError`, `ConfigError`, `CatalogError`.
+    `TrainingError` (nothing to train on, a loss or gradient that is not finite), `CheckpointError`, `ConfigError`,
+    `CatalogError`.
     """
     folder = Path(config.output)
     kept = kept_checkpoints(folder)
@@ -199,6 +202,11 @@ class Run:
         _check_finite(losses, 0.0 if scaler.is_enabled() else norm, self.step)
         scaler.step(self.optimizer)
         scaler.update()
+        if scaler.is_enabled() and scaler.get_scale() < MIN_SCALE:
+            raise TrainingError(
+                f"the gradient is {norm} at step {self.step}, in fp16 at any loss scale: so many steps were skipped that "
+                f"it is {scaler.get_scale():g} now; the last checkpoint is intact"
+            )
         weights = dict(zip(losses, self.loss_weights.tolist(), strict=True))
         if magnitudes.isfinite().all():
             self.loss_weights = update_weights(self.loss_weights, magnitudes, settings.beta)
