@@ -70,6 +70,7 @@ def test_values_mean_the_same(cpp_sdk: Any, cpp_encoder: Any, tiny_encoder: Any,
         assert products == {hit.id: hit.product.attributes for hit in mirror.search("red", k=100)}
     ends: list[Any] = [*odd[:3], *odd[4:], None]
     wheres: list[Any] = [{"v": each} for each in odd] + [{"v": odd}, {"v": [None, 1]}, {"w": words[:50]}, {"w": None}]
+    wheres += [{"w": 12}, {"w": [1e3, 10.0]}, {"w": [None, 5]}]
     wheres += [{"v": pair} for pair in itertools.product(ends, ends)]
     wheres += [{"w": (low, high)} for low, high in ((5, 5), (0, None), (None, -1), (1e300, None), ("1", "2"))]
     used = 0

@@ -58,7 +58,10 @@ ATTRIBUTES: dict[str, Any] = {
         ({"price": (40, 40)}, True),
         ({"price": (None, 39.9)}, False),
         ({"price": (39.9, None)}, True),
-        ({"year": 2012}, False),
+        ({"year": 2012}, True),
+        ({"year": [1, 2012.0]}, True),
+        ({"year": 2013}, False),
+        ({"year": "2012.0"}, False),  # a text matches text as it is
         ({"year": (2011, 2013)}, True),
         ({"year": (2013, None)}, False),
         ({"gender": (0, 9)}, False),

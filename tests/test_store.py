@@ -242,6 +242,8 @@ def test_rows_matching(store: Store) -> None:
     cases = [
         (OneOf("price", (5,)), [1, 6]),
         (OneOf("price", ("6", 7.5)), [2, 3]),
+        (OneOf("price", (6,)), [3]),
+        (OneOf("price", ("5",)), []),
         (OneOf("sale", (True,)), [1]),
         (OneOf("sale", (1.0,)), [2]),
         (OneOf("sizes", ("M", "S")), [1, 3]),

@@ -329,8 +329,8 @@ class SearchEngine:
         """The `k` products most similar to a text, an image or both, best first; all if there are fewer.
 
         `view` is one of `views`, by default the first. `where` maps attributes to a value (equal; None: absent), a list
-        (equal to any) or a (low, high) tuple (None is open); all must hold. Its keys "$and" and "$or" take lists of
-        such filters, "$not" takes one. Raises `TextError` or
+        (equal to any) or a (low, high) tuple (None is open); all must hold. A number also matches text that reads as
+        it. Its keys "$and" and "$or" take lists of such filters, "$not" takes one. Raises `TextError` or
         `ImageError` for a query that cannot be read, `FilterError` for an unknown key or an unusable value,
         `InputError` for a query of nothing, a `k` below 1 or an unknown view.
         """

@@ -3,9 +3,10 @@
 `matches` is the definition. Whatever answers filters faster (an index of attributes, another database) must agree
 with it: `entries` breaks a product's attributes into the values that such an index keeps.
 
-A number equals a number, a string a string, a boolean a boolean: 1 equals 1.0, but neither True nor "1". Numbers
-compare exactly, but an integer beyond 64 bits counts as the nearest float64. Of an attribute that is a list any one
-value may match. An attribute that is missing, None or an empty list is absent.
+A number equals numbers, and strings that read as it, as a .csv has them (what Python's `float` reads, but not nan): 1
+equals 1.0, "1" and "1.0", but not True. A string equals a string, a boolean a boolean. Numbers compare exactly, but an
+integer beyond 64 bits counts as the nearest float64. Of an attribute that is a list any one value may match. An
+attribute that is missing, None or an empty list is absent.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ class OneOf:
 class Between:
     """Some value of the attribute `key` lies between `low` and `high`, both included; one of them may be None: open.
 
-    Two numbers also take strings that read as numbers, as a .csv has them (what Python's `float` reads, but not nan).
-    Two strings go by code points, and take strings only.
+    Two numbers also take strings that read as numbers. Two strings go by code points, and take strings only.
     """
 
     key: str
@@ -163,7 +163,7 @@ def matches(filter: Filter, attributes: Mapping[str, Attribute]) -> bool:
     match filter:
         case OneOf(key):
             values = list[Scalar | None](_values(attributes.get(key)))
-            return any(_typed(value) in filter.choices for value in values or [None])
+            return any(_chosen(filter.choices, value) for value in values or [None])
         case Between(key):
             return any(_inside(filter, value) for value in _values(attributes.get(key)))
         case And(parts):
@@ -245,6 +245,13 @@ def _typed(value: Scalar | None) -> object:
     if isinstance(value, (int, float)):
         return isinstance(value, bool), within_64_bits(value)
     return value
+
+
+def _chosen(choices: frozenset[object], value: Scalar | None) -> bool:
+    if _typed(value) in choices:
+        return True
+    number = read_number(value) if isinstance(value, str) else None
+    return number is not None and _typed(number) in choices
 
 
 def _inside(bounds: Between, value: Scalar) -> bool:

@@ -3,7 +3,7 @@
 Milvus compares JSON values by rules of its own (numbers of mixed types, missing paths under `not`, escapes in strings),
 which differ between versions and from ours. So a product carries two derived fields, and expressions use only them:
 
-- `terms`, an array of digests: one for each value, and one for each attribute that says how many values it has which a
+- `terms`, an array of digests: one for each value, one for the number that a text reads as, and one for each attribute that says how many values it has which a
   range can hold, numbers and texts apart (or, without any, that it is there);
 - `ranges`, JSON: the digest of an attribute -> those values in a text form whose byte order is theirs.
 
@@ -54,8 +54,7 @@ def filter_fields(attributes: Mapping[str, Attribute]) -> FilterFields:
     terms = set[str]()
     ranges: dict[str, set[str]] = {}
     for key, kind, value in entries(attributes):
-        if kind != READ_NUMBER:
-            terms.add(_equal(key, kind, value))
+        terms.add(_equal(key, NUMBER if kind == READ_NUMBER else kind, value))
         if isinstance(value, str):
             ranges.setdefault(_path(_TEXTS, key), set()).add(text_key(value))
         elif kind in (NUMBER, READ_NUMBER):

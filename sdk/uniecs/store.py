@@ -458,7 +458,9 @@ def _rows_of(connection: Connection, predicate: OneOf) -> Rows:
             found.append(np.setdiff1d(everything, having, assume_unique=True))
         else:
             kind, stored = _stored(value)
-            found.append(select_rows(connection, f"{_EQUAL} AND kind = ? AND value = ?", key, kind, stored))
+            query = f"{_EQUAL} AND kind = ? AND value = ?"
+            kinds = [NUMBER, READ_NUMBER] if kind == NUMBER else [kind]
+            found += [select_rows(connection, query, key, each, stored) for each in kinds]
     return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
 
 

@@ -40,9 +40,18 @@ bool is_number(const Scalar& value) {
     return std::holds_alternative<std::int64_t>(value) || std::holds_alternative<double>(value);
 }
 
-bool equal(const Scalar& a, const Scalar& b) {
-    if (is_number(a) && is_number(b)) return compared(a, b) == 0;
-    return a.index() == b.index() && a == b;
+// A number itself, and that which a text reads as.
+std::optional<Scalar> number_of(const Scalar& value) {
+    if (is_number(value)) return value;
+    const auto* text = std::get_if<std::string>(&value);
+    if (const std::optional<double> read = text ? read_number(*text) : std::nullopt) return *read;
+    return std::nullopt;
+}
+
+bool equal(const Scalar& wanted, const Scalar& value) {
+    if (!is_number(wanted)) return wanted == value;
+    const std::optional<Scalar> number = number_of(value);
+    return number && compared(*number, wanted) == 0;
 }
 
 // Equal texts for values that are equal in a filter.
@@ -183,14 +192,8 @@ bool inside(const Filter& bounds, const Scalar& value) {
     if (std::holds_alternative<std::string>(low ? *low : *high))
         return text && (!low || *text >= std::get<std::string>(*low)) &&
                (!high || *text <= std::get<std::string>(*high));
-    if (std::holds_alternative<bool>(value)) return false;
-    Scalar number = value;
-    if (text) {
-        const std::optional<double> read = read_number(*text);
-        if (!read) return false;
-        number = *read;
-    }
-    return (!low || compared(number, *low) >= 0) && (!high || compared(number, *high) <= 0);
+    const std::optional<Scalar> number = number_of(value);
+    return number && (!low || compared(*number, *low) >= 0) && (!high || compared(*number, *high) <= 0);
 }
 
 bool before(const Entry& a, const Entry& b) {

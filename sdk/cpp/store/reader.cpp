@@ -18,13 +18,11 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "vectors lie in the fil
 
 const auto BIND_ROW = [](Statement& statement, Row row) { statement.bind(static_cast<std::int64_t>(row)); };
 
-// Kind and value under which `entries` lists a scalar.
-void bind_entry(Statement& statement, const Scalar& value) {
-    const Kind kind = std::holds_alternative<bool>(value)          ? Kind::boolean
-                      : std::holds_alternative<std::string>(value) ? Kind::string
-                                                                   : Kind::number;
-    statement.bind(static_cast<std::int64_t>(kind));
-    bind_value(statement, value);
+// The kinds under which `entries` lists what equals a scalar.
+std::vector<Kind> kinds_of(const Scalar& value) {
+    if (std::holds_alternative<bool>(value)) return {Kind::boolean};
+    if (std::holds_alternative<std::string>(value)) return {Kind::string};
+    return {Kind::number, Kind::read_number};
 }
 
 void add_rows(Statement& statement, std::vector<Row>& found) {
@@ -185,10 +183,13 @@ std::vector<Row> Reader::rows_matching(const Filter& predicate) {
 void Reader::rows_of_value(const Filter& predicate, const std::optional<Scalar>& value,
                            std::vector<Row>& found) {
     if (value) {
-        Statement query = connection().prepare(std::string(EQUAL) + " AND kind = ? AND value = ?");
-        query.bind(std::string_view(predicate.key));
-        bind_entry(query, *value);
-        return add_rows(query, found);
+        for (const Kind kind : kinds_of(*value)) {
+            Statement query = connection().prepare(std::string(EQUAL) + " AND kind = ? AND value = ?");
+            query.bind(std::string_view(predicate.key)).bind(static_cast<std::int64_t>(kind));
+            bind_value(query, *value);
+            add_rows(query, found);
+        }
+        return;
     }
     std::vector<Row> having, all;
     Statement query = connection().prepare(EQUAL);
