@@ -215,6 +215,19 @@ def test_frame() -> None:
         read(frame.drop(columns="id"))
 
 
+@pytest.mark.parametrize(("header", "meant"), [("id,Title", "title"), ("ID,title", "id"), ("id,title, image", "image")])
+def test_a_column_that_is_spelt_otherwise_is_no_attribute(tmp_path: Path, header: str, meant: str) -> None:
+    name = next(each for each in header.split(",") if each not in ("id", "title", "image"))
+    row = dict.fromkeys(header.split(","), "1")
+    with pytest.raises(CatalogError, match=f"has '{name}' and no '{meant}'"):
+        read(write(tmp_path / "shop.csv", f"{header}\n{','.join(row.values())}\n"))
+    assert f"row has '{name}' and no '{meant}'" in reason(read([row])[0])
+    assert reason(read(write(tmp_path / "shop.jsonl", json.dumps(row)))[0]) == reason(read([row])[0])
+    assert read([{"id": "1", "title": "x", "ID": 7, "Title": "Dr"}]) == [
+        Product("1", "x", None, {"ID": 7, "Title": "Dr"})
+    ]
+
+
 def test_iterables_are_streamed() -> None:
     taken: list[int] = []
 

@@ -204,8 +204,8 @@ class Run:
         scaler.update()
         if scaler.is_enabled() and scaler.get_scale() < MIN_SCALE:
             raise TrainingError(
-                f"the gradient is {norm} at step {self.step}, in fp16 at any loss scale: so many steps were skipped that "
-                f"it is {scaler.get_scale():g} now; the last checkpoint is intact"
+                f"the gradient is {norm} at step {self.step}, in fp16 at any loss scale: so many steps were skipped "
+                f"that it is {scaler.get_scale():g} now; the last checkpoint is intact"
             )
         weights = dict(zip(losses, self.loss_weights.tolist(), strict=True))
         if magnitudes.isfinite().all():

@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -64,9 +64,9 @@ def read_catalog(source: object) -> Iterator[Product | Rejected]:
 
     `source` is a path ending in .csv, .jsonl or .parquet, a DataFrame, or an iterable of `Product` or of
     mappings. The columns are id (a string or integer), title and image; every other one is an attribute, and
-    so is every entry of a mapping under `attributes`, whose names are none of those beside it. None, NaN and blank
-    strings are absent. An image is a path (relative to the catalogue file's folder), bytes, or {bytes, path}; it is
-    not opened here.
+    so is every entry of a mapping under `attributes`, whose names are none of those beside it. A name like one of the
+    three but for case or blanks is an error where that one is not there. None, NaN and blank strings are absent.
+    An image is a path (relative to the catalogue file's folder), bytes, or {bytes, path}; it is not opened here.
 
     Raises `CatalogError` for a file that is missing, damaged (such as a quote in a .csv that is not closed), of
     another kind or without an id column, `MissingExtraError` for .parquet without pyarrow, `InputError` for any other
@@ -199,6 +199,8 @@ def _frame_records(frame: Any) -> Iterator[object]:
 
 def _check_columns(columns: Iterable[str], name: object, required: Sequence[str]) -> list[str]:
     columns = list(columns)
+    if "id" in required:
+        _check_spelling(columns, name, CatalogError)
     for each in required:
         if each not in columns:
             raise CatalogError(f"{name} has no column {each!r}; its columns are {', '.join(map(str, columns))}")
@@ -208,12 +210,20 @@ def _check_columns(columns: Iterable[str], name: object, required: Sequence[str]
     return columns
 
 
+def _check_spelling(names: Collection[object], where: object, error: type[UniecsError]) -> None:
+    """Raise `error` for "Title" where there is no "title": as an attribute it would leave products without words."""
+    for name in names:
+        if isinstance(name, str) and (meant := name.strip().lower()) in FIELDS and meant not in names:
+            raise error(f"{where} has {name!r} and no {meant!r}; write {meant!r}, or another name for an attribute")
+
+
 def _checked(row: int, record: object, folder: Path | None) -> Product | Rejected:
     identity = None
     try:
         if isinstance(record, UniecsError):
             raise record
         fields, nested = _fields(record)
+        _check_spelling(fields.keys(), "row", InputError)
         identity = _id(fields.pop("id", None))
         title = _plain(fields.pop("title", None), "title")
         image = _image(fields.pop("image", None), folder)

@@ -3,8 +3,8 @@
 Milvus compares JSON values by rules of its own (numbers of mixed types, missing paths under `not`, escapes in strings),
 which differ between versions and from ours. So a product carries two derived fields, and expressions use only them:
 
-- `terms`, an array of digests: one for each value, one for the number that a text reads as, and one for each attribute that says how many values it has which a
-  range can hold, numbers and texts apart (or, without any, that it is there);
+- `terms`, an array of digests: one for each value, one for the number that a text reads as, and one for each attribute
+  that says how many values it has which a range can hold, numbers and texts apart (or, without any, that it is there);
 - `ranges`, JSON: the digest of an attribute -> those values in a text form whose byte order is theirs.
 
 Nothing that a user wrote stands in an expression, only digests and digits: there is nothing to escape, and nothing to
