@@ -155,6 +155,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     document = json.loads(capsys.readouterr().out)
     assert document["demand"]["qps"] == 2000 and len(document["needs"]) == 6 and not document["caveats"]
     assert cli.main([*argv[:-1], str(tmp_path / "absent.json")]) == 1
+    assert "absent.json is no file; `uniecs bench MODEL --out FILE` writes it" in capsys.readouterr().err
     odd = results()
     odd.about["machine"] = {"usable_cores": 4}
     odd.write(tmp_path / "odd.json")

@@ -290,6 +290,15 @@ def test_unusable_source(source: object) -> None:
         read_catalog(source)
 
 
+def test_a_table_of_arrow_is_to_become_a_list() -> None:
+    pa = pytest.importorskip("pyarrow", reason="a table needs pyarrow")
+    table = pa.table({"id": ["1"], "title": ["x"]})
+    for source in (table, table.to_batches()[0]):
+        with pytest.raises(InputError, match=r"type (Table|RecordBatch);.* such as its \.to_pylist\(\)"):
+            read_catalog(source)
+    assert read(table.to_pylist()) == [Product("1", "x")]
+
+
 def test_what_no_index_could_store_rejects_its_row_alone(tmp_path: Path) -> None:
     items = read(
         [

@@ -175,6 +175,15 @@ def test_index_of_nothing_fails(shop: Path, capsys: pytest.CaptureFixture[str]) 
     assert err[-1] == "and 10 more rejected rows"
 
 
+@pytest.mark.parametrize("command", ["index", "embed"])
+def test_a_catalogue_without_rows_fails(shop: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (shop / "header.csv").write_text("id,title\n", encoding="utf-8")
+    assert run(command, shop / "header.csv", "--out", shop / "new.npz") == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"uniecs: error: {shop / 'header.csv'} has no rows\n")
+    assert not (shop / "new.npz").exists()
+
+
 @pytest.fixture
 def index(shop: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     assert run("index", shop / "shop.csv", "--out", shop / "shop.uniecs") == 0
@@ -215,6 +224,22 @@ def test_search_with_filters(
     filters = [argument for each in conditions for argument in ("--where", each)]
     assert run("search", index, "--text", "kurta", "--json", *filters) == 0
     assert found(capsys) == expected
+
+
+def test_search_takes_a_bundle_that_was_moved(
+    index: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def load(name: object, **options: object) -> FakeEncoder:
+        given.append(name)
+        return FakeEncoder(index)
+
+    monkeypatch.setattr("uniecs.encoder.load", load)
+    for options in ([], ["--model", "moved"]):
+        assert run("search", index, "--text", "blue jeans", "-k", 1, "--json", *options) == 0
+        assert found(capsys) == ["4"]
+    assert given == [str(index.parent / "fake-bundle"), "moved"]
 
 
 def test_search_says_when_nothing_matches(index: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from uniecs.catalog import Product
 from uniecs.encoder import Encoder
 from uniecs.engine import AddReport, BatchResult, Query, SearchEngine
 from uniecs.errors import (
+    BundleError,
     CatalogError,
     ConfigError,
     FilterError,
@@ -115,8 +116,8 @@ def test_unusable_query(engine: SearchEngine, query: dict[str, Any], error: type
 
 
 def test_batch_of_something_else(engine: SearchEngine) -> None:
-    with pytest.raises(InputError, match="queries has an item"):
-        engine.search_batch(cast(Any, ["red shoe"]))
+    with pytest.raises(InputError, match=r"queries\[1\] is 'red shoe'; expected a uniecs\.Query"):
+        engine.search_batch(cast(Any, [Query("red shoe"), "red shoe"]))
     for queries in (Query("red shoe"), None):
         with pytest.raises(InputError, match=r"expected a list of uniecs\.Query"):
             engine.search_batch(cast(Any, queries))
@@ -245,6 +246,42 @@ def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.chdir("/")
         engine.add(shop())
     assert (tmp_path / "i" / "graph-multimodal.hnsw").is_file()
+
+
+def test_paths_of_images_stay_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(picture("blue"))
+    monkeypatch.chdir(tmp_path)
+    images: list[Any] = ["a.png", Path("a.png"), str(tmp_path / "a.png")]
+    products = [{"id": str(number), "image": image} for number, image in enumerate(images)]
+    with filled(tmp_path / "i", products=products) as engine:
+        hits = engine.search(image=picture("blue"))
+        assert [hit.product.image for hit in hits] == [str(tmp_path / "a.png")] * 3
+    address = "https://shop.example/a.png"  # the view of texts opens no image
+    with filled(tmp_path / "t", ("text",), [Product("1", "blue", address)]) as engine:
+        assert engine.search(text="blue")[0].product.image == address
+
+
+def test_an_encoder_is_no_name(tmp_path: Path) -> None:
+    filled(tmp_path / "i").close()
+    for name in ("mini", tmp_path, 5):
+        with pytest.raises(InputError, match=r"encoder is .*; expected an Encoder, such as uniecs\.load"):
+            SearchEngine.create(tmp_path / "new", cast(Any, name))
+        with pytest.raises(InputError, match=r"encoder is .*; expected an Encoder, such as uniecs\.load"):
+            SearchEngine.open(tmp_path / "i", cast(Any, name))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_bundle_that_was_moved_is_to_be_given(tmp_path: Path) -> None:
+    filled(tmp_path / "i").close()
+    with pytest.raises(BundleError, match=r"/models/fake.*i records this bundle.*encoder=uniecs\.load.*--model"):
+        SearchEngine.open(tmp_path / "i")
+    assert len(SearchEngine.open(tmp_path / "i", fake())) == 5
+
+
+def test_ids_are_strings(tmp_path: Path) -> None:
+    with filled(tmp_path / "i") as engine, pytest.raises(InputError, match="ids has 1; expected strings"):
+        engine.delete(cast(Any, ["2", 1]))
+    assert len(SearchEngine.open(tmp_path / "i", fake())) == 5
 
 
 def test_catalogue_file(tmp_path: Path) -> None:

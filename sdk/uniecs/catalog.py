@@ -85,6 +85,7 @@ def read_catalog(source: object) -> Iterator[Product | Rejected]:
         raise InputError(
             f"catalogue is of type {type(source).__name__}; expected a .csv, .jsonl or .parquet path, "
             "a DataFrame, or an iterable of products"
+            + (", such as its .to_pylist()" if hasattr(source, "to_pylist") else "")
         )
     return (_checked(row, record, folder) for row, record in enumerate(records))
 

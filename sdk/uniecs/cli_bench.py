@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniecs.cli_io import add_command, check_writable, print_json
+from uniecs.errors import InputError
 
 if TYPE_CHECKING:
     from uniecs.bench.run import Results
@@ -53,6 +54,8 @@ def _plan(args: argparse.Namespace) -> int:
     from uniecs.bench.run import read_results, reading
 
     demand = Demand(args.products, args.qps, args.mix, args.storage)
+    if not args.results.is_file():
+        raise InputError(f"{args.results} is no file; `uniecs bench MODEL --out FILE` writes it")
     results = read_results(args.results)
     with reading(args.results):
         found = needs(demand, read_measured(results, args.storage))

@@ -45,6 +45,7 @@ def add_commands(commands: Any, as_json: argparse.ArgumentParser, where: argpars
     search.add_argument("index", type=_place, help="a folder, or a URL of Milvus")
     search.add_argument("--text")
     search.add_argument("--image", type=Path)
+    search.add_argument("--model", help="packaged name or bundle folder (the one that the index records)")
     search.add_argument("-k", type=int, default=10, help="number of hits (10)")
     search.add_argument("--view", help="the view to search (the index's first)")
     search.add_argument(
@@ -127,6 +128,7 @@ def _index(args: argparse.Namespace) -> int:
         engine.close()
         if not added:
             _remove_index(args.out)
+    _check_rows(args.catalog, report.added + len(report.rejected))
     if args.json:
         summary = {"index": str(args.out), "model_id": encoder.model_id, "views": args.views}
         print_json({**summary, "added": report.added, "rejected": rejections(report.rejected)})
@@ -143,6 +145,11 @@ def _remove_index(place: Path | str) -> None:
         from uniecs.milvus_index import MilvusIndex
 
         MilvusIndex.drop(place)
+
+
+def _check_rows(catalog: Path, rows: int) -> None:
+    if not rows:
+        raise CatalogError(f"{catalog} has no rows")
 
 
 def _copy(args: argparse.Namespace) -> int:
@@ -179,8 +186,9 @@ def _search(args: argparse.Namespace) -> int:
         args.parser.error("--where names a key twice; write key=a,b for either value")
     from uniecs.engine import SearchEngine
 
+    encoder = None if args.model is None else load_encoder(args)
     runtime = {"device": args.device, "backend": args.backend, "precision": args.precision}
-    with SearchEngine.open(args.index, **runtime) as engine:
+    with SearchEngine.open(args.index, encoder, **runtime) as engine:
         hits = engine.search(text=args.text, image=args.image, k=args.k, view=args.view, where=where or None)
     if args.json:
         print_json({"hits": [{"id": hit.id, "score": hit.score, **_describe(hit.product)} for hit in hits]})
@@ -214,6 +222,7 @@ def _embed(args: argparse.Namespace) -> int:
             rejected.append(Rejected(row, product_id, outcome))
         elif product_id is not None:
             vectors[product_id] = outcome
+    _check_rows(args.catalog, len(vectors) + len(rejected))
     if vectors:
         partial = args.out.with_name(args.out.name + ".partial")
         with partial.open("wb") as file:

@@ -16,7 +16,7 @@ import numpy as np
 
 from uniecs.catalog import Product, Rejected, read_catalog
 from uniecs.database import Durability
-from uniecs.errors import FilterError, ImageError, InputError, ModelMismatchError, UniecsError
+from uniecs.errors import BundleError, FilterError, ImageError, InputError, ModelMismatchError, UniecsError
 from uniecs.filters import Filter, filter_keys, parse_where
 from uniecs.index import Found, Index, Vectors, check_vectors
 from uniecs.index_folder import VIEW_INPUTS, BundleReference, IndexConfig
@@ -122,6 +122,7 @@ class SearchEngine:
         of the last `query_cache` queries are kept, those with an image only if `cache_images`. Raises `IndexFileError`
         if `path` already holds something or cannot be written, `ConfigError` or `InputError` for unusable settings.
         """
+        _check_encoder(encoder)
         config = IndexConfig.from_dict({"views": views, "M": M, "ef_construction": ef_construction, "storage": storage})
         cache = QueryCache(query_cache, images=cache_images)
         made_for = (encoder.model_id, encoder.embed_dim, BundleReference.of(encoder.bundle.path), config)
@@ -154,8 +155,11 @@ class SearchEngine:
         Without an `encoder` the bundle that the index records is loaded, with device, backend, precision and
         threads as in `uniecs.load`; the rest as in `create`. An index of format version 1 is rewritten as version 2.
         Raises `IndexFileError` for an index that is missing, damaged or of a newer format, `ModelMismatchError` if its
-        vectors are of another model than the encoder, `BundleError` or `BackendError` as `uniecs.load`.
+        vectors are of another model than the encoder, `BundleError` or `BackendError` as `uniecs.load`, `InputError`
+        for unusable settings.
         """
+        if encoder is not None:
+            _check_encoder(encoder)
         cache = QueryCache(query_cache, images=cache_images)
         durability = _check_durability(durability)
         index: Index
@@ -170,7 +174,13 @@ class SearchEngine:
                 from uniecs.encoder import load
 
                 source = index.bundle.name or index.bundle.path or ""
-                encoder = load(source, device=device, backend=backend, precision=precision, threads=threads)
+                try:
+                    encoder = load(source, device=device, backend=backend, precision=precision, threads=threads)
+                except BundleError as error:
+                    raise BundleError(
+                        f"{error}; {path} records this bundle: where it lies elsewhere now, pass "
+                        "encoder=uniecs.load(...), on the command line --model"
+                    ) from error
             if (encoder.model_id, encoder.embed_dim) != (index.model_id, index.embed_dim):
                 raise ModelMismatchError(
                     f"{path} holds vectors of {index.model_id} ({index.embed_dim} wide), the encoder is "
@@ -290,8 +300,7 @@ class SearchEngine:
                     if isinstance(item, Rejected):
                         raise item.error
                     _check_known(item.id, known, held | items.keys())
-                    image = os.fspath(item.image) if isinstance(item.image, (str, os.PathLike)) else None
-                    product = replace(item, image=image)
+                    product = replace(item, image=_image_path(item.image))
                     self._index.check(product)
                     items[item.id] = product, outcome
                     errors.append(None)
@@ -307,9 +316,12 @@ class SearchEngine:
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise InputError(f"ids is {ids!r}; expected a list of ids")
         wanted = list(ids)
+        for each in wanted:
+            if not isinstance(each, str):
+                raise InputError(f"ids has {each!r}; expected strings")
         with self._change():
-            held = self._index.known([each for each in wanted if isinstance(each, str)])
-            unknown = [each for each in wanted if not (isinstance(each, str) and each in held)]
+            held = self._index.known(wanted)
+            unknown = [each for each in wanted if each not in held]
             if unknown:
                 raise InputError(f"{len(unknown)} of {len(wanted)} ids are not in the index, such as {unknown[0]!r}")
             distinct = list(dict.fromkeys(wanted))
@@ -373,8 +385,9 @@ class SearchEngine:
         if isinstance(queries, Query) or not isinstance(queries, Iterable):
             raise InputError(f"queries is of type {type(queries).__name__}; expected a list of uniecs.Query")
         queries = list(queries)
-        if not all(isinstance(query, Query) for query in queries):
-            raise InputError("queries has an item that is not a uniecs.Query")
+        for place, query in enumerate(queries):
+            if not isinstance(query, Query):
+                raise InputError(f"queries[{place}] is {query!r}; expected a uniecs.Query, such as Query('red kurta')")
         vectors, failed = self._cache.embed(queries, self._encode)
         if failed and errors == "raise":
             raise failed[min(failed)]
@@ -539,6 +552,11 @@ def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
             yield chunk
 
 
+def _check_encoder(encoder: object) -> None:
+    if not hasattr(encoder, "embed_dim"):
+        raise InputError(f"encoder is {encoder!r}; expected an Encoder, such as uniecs.load('mini')")
+
+
 def _check_durability(durability: object) -> Durability:
     if durability == "full" or durability == "batch":
         return durability
@@ -560,6 +578,14 @@ def _check_k(k: object) -> int:
     if isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1:
         return int(k)
     raise InputError(f"k is {k!r}; expected an integer of at least 1")
+
+
+def _image_path(image: ImageSource | None) -> str | None:
+    """The path of an image that has one, absolute as the index's is; an address (https://...) as it is."""
+    if not isinstance(image, (str, os.PathLike)):
+        return None
+    path = os.fspath(image)
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def _read_once(image: ImageSource | None) -> ImageSource | None:
