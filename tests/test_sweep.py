@@ -127,7 +127,8 @@ def test_the_report_is_the_mean_over_the_seeds(path: Path, tmp_path: Path, capsy
     out = tmp_path / "report.md"
     assert main(["sweep", str(path), "--report", str(out)]) == 0
     report = out.read_text()
-    assert capsys.readouterr().out == report
+    captured = capsys.readouterr()
+    assert captured.out == report and "%|" not in captured.err
     sweep = load_sweep(path)
     runs = [each for each in finished(sweep) if each["variant"] == "no gate"]
     mean = sum(each["tasks"]["t>t"]["10"] for each in runs) / 2
@@ -136,6 +137,8 @@ def test_the_report_is_the_mean_over_the_seeds(path: Path, tmp_path: Path, capsy
     assert "| tfidf |" in report
     assert markdown_report(sweep, runs).count("| no gate |") == 1
     assert "| whole |" not in markdown_report(sweep, runs)
+    one, two = ({**each, "precision": precision} for each, precision in zip(runs, ("fp32", "bf16"), strict=True))
+    assert "| no gate (bf16, fp32) | 2 |" in markdown_report(sweep, [one, two])
 
 
 def test_files_of_one_name_in_two_folders_are_not_one_run(path: Path) -> None:

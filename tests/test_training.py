@@ -110,6 +110,8 @@ def test_pairs_from_a_file_stay_within_their_edges() -> None:
 def test_nothing_to_pair_is_an_error() -> None:
     with pytest.raises(TrainingError, match="columns colour"):
         pairs_from_columns(products("a", "b"), ["colour"])
+    with pytest.raises(TrainingError, match="group_columns has 'color', which no product has; they have colour"):
+        pairs_from_columns(products("a", "a"), ["colour", "color"])
     with pytest.raises(TrainingError, match="pairs file"):
         pairs_from_ids(products("a", "b"), [("x", "y")])
     with pytest.raises(TrainingError, match="fewer than two pairs"):
@@ -323,7 +325,9 @@ def test_losses_fall_and_scalars_are_written(
     )
     train(long)
     # 12 pairs, shared out evenly among three batches.
-    assert "batches hold at most 4 pairs, not batch_pairs = 5: 12 groups" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "batches hold at most 4 pairs, not batch_pairs = 5: 12 groups" in told
+    assert "%|" not in told  # progress bars are for terminals
     events = EventAccumulator(str(Path(long.output) / "tensorboard"))
     events.Reload()
     for name in NAMES:

@@ -252,7 +252,7 @@ class Reporter:
             why = f"{len(run.pairs.source.groups)} groups, each once in a batch, are shared out evenly"
             print(f"batches hold at most {most} pairs, not batch_pairs = {asked}: {why}", file=sys.stderr)
         self.writer = SummaryWriter(str(Path(run.config.output) / "tensorboard"), purge_step=run.step + 1)
-        self.bar = tqdm(total=steps, initial=run.step, unit="step", file=sys.stderr, mininterval=5)
+        self.bar = tqdm(total=steps, initial=run.step, unit="step", file=sys.stderr, mininterval=5, disable=None)
 
     def close(self) -> None:
         self.bar.close()

@@ -213,6 +213,10 @@ def pairs_from_columns(products: Sequence[Product], columns: Sequence[str]) -> P
             groups[key].append(position)
     chosen = tuple(tuple(group) for group in groups.values() if len(group) > 1)
     if not chosen:
+        known = sorted({key for product in products for key in product.attributes})
+        for column in columns:
+            if column not in known:
+                raise TrainingError(f"group_columns has {column!r}, which no product has; they have {', '.join(known)}")
         raise TrainingError(f"no two products share a value in each of the columns {', '.join(columns)}")
     return PairSource(chosen)
 

@@ -120,7 +120,7 @@ def run_sweep(sweep: Sweep) -> list[dict[str, Any]]:
     missing = [sweep.run_of(*job).validation for job in jobs if not sweep.result_of(*job).is_file()]
     held_out = {each: _held_out(each) for each in dict.fromkeys(missing)}  # before the first run
     streams: dict[DataSettings, PairStream] = {}
-    for variant, seed in tqdm(jobs, unit="run", desc=sweep.file.stem):
+    for variant, seed in tqdm(jobs, unit="run", desc=sweep.file.stem, disable=None):
         config, path = sweep.run_of(variant, seed), sweep.result_of(variant, seed)
         if path.is_file():
             continue
@@ -178,7 +178,10 @@ def mean_recall(result: Mapping[str, Any], tasks: Iterable[str]) -> float:
 
 
 def markdown_report(sweep: Sweep, results: Sequence[Mapping[str, Any]]) -> str:
-    """R@10 of the nine tasks for each variant, the mean over its seeds; and the baselines that need no training."""
+    """R@10 of the nine tasks for each variant, the mean over its seeds; and the baselines that need no training.
+
+    Variants are named with the precision of their runs where these are not all of one.
+    """
     first = next(iter(sweep.variants.values()))
     lines = [
         f"# {sweep.file.stem}",
@@ -192,10 +195,12 @@ def markdown_report(sweep: Sweep, results: Sequence[Mapping[str, Any]]) -> str:
         "| | seeds | " + " | ".join(TASKS) + " | mean of nine |",
         "|---|" + "---|" * (len(TASKS) + 2),
     ]
+    mixed = len({each["precision"] for each in results}) > 1  # "auto" on machines of two kinds
     for variant in sweep.variants:
         runs = [each for each in results if each["variant"] == variant]
         if runs:
-            lines.append(f"| {variant} | {len(runs)} | " + " | ".join(_cells(runs)) + " |")
+            name = f"{variant} ({', '.join(sorted({each['precision'] for each in runs}))})" if mixed else variant
+            lines.append(f"| {name} | {len(runs)} | " + " | ".join(_cells(runs)) + " |")
     for name, tasks in baselines(*_held_out(first.validation)).items():
         cells = [f"{tasks[task][10]:.3f}" if task in tasks else "" for task in TASKS]
         lines.append(f"| {name} | | " + " | ".join(cells) + " | |")
