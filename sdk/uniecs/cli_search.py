@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniecs.cli_io import add_command, check_writable, load_encoder, note_rejected, print_json, rejections, views
-from uniecs.errors import InputError, UniecsError
+from uniecs.errors import CatalogError, InputError, UniecsError
 
 if TYPE_CHECKING:
     from uniecs.catalog import Product
