@@ -10,7 +10,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from uniecs.config import ModelConfig, Preprocessing
+from uniecs.config import PLAIN_NAME, ModelConfig, Preprocessing
 from uniecs.errors import BundleError, ConfigError
 
 FORMAT = "uniecs-bundle"
@@ -39,7 +38,6 @@ GOLDEN_TENSORS = (
     "embedding",
 )
 MAX_MANIFEST_BYTES = 16_000_000
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # A TensorProto that keeps its data in another file says so under this key (protobuf field 1, 8 bytes; then
 # field 2).
 EXTERNAL_DATA = b"\x0a\x08location\x12"
