@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, overload
 
 import numpy as np
 
 from uniecs.catalog import Product, Rejected, read_catalog
-from uniecs.database import Durability
-from uniecs.errors import BundleError, FilterError, ImageError, InputError, ModelMismatchError, UniecsError
+from uniecs.engine_input import absolute_folder, check_durability, check_encoder, check_k, image_path, read_once
+from uniecs.errors import BundleError, FilterError, InputError, ModelMismatchError, UniecsError
 from uniecs.filters import Filter, filter_keys, parse_where
 from uniecs.index import Found, Index, Vectors, check_vectors
 from uniecs.index_folder import VIEW_INPUTS, BundleReference, IndexConfig
@@ -122,18 +121,18 @@ class SearchEngine:
         of the last `query_cache` queries are kept, those with an image only if `cache_images`. Raises `IndexFileError`
         if `path` already holds something or cannot be written, `ConfigError` or `InputError` for unusable settings.
         """
-        _check_encoder(encoder)
+        check_encoder(encoder)
         config = IndexConfig.from_dict({"views": views, "M": M, "ef_construction": ef_construction, "storage": storage})
         cache = QueryCache(query_cache, images=cache_images)
         made_for = (encoder.model_id, encoder.embed_dim, BundleReference.of(encoder.bundle.path), config)
-        durability = _check_durability(durability)
+        durability = check_durability(durability)
         index: Index
         if is_milvus_url(path):
             from uniecs.milvus_index import MilvusIndex
 
             index = MilvusIndex.create(str(path), *made_for)
         else:
-            index = LocalIndex.create(_folder(path), *made_for, durability)
+            index = LocalIndex.create(absolute_folder(path), *made_for, durability)
         return cls(index, encoder, cache)
 
     @classmethod
@@ -159,16 +158,16 @@ class SearchEngine:
         for unusable settings.
         """
         if encoder is not None:
-            _check_encoder(encoder)
+            check_encoder(encoder)
         cache = QueryCache(query_cache, images=cache_images)
-        durability = _check_durability(durability)
+        durability = check_durability(durability)
         index: Index
         if is_milvus_url(path):
             from uniecs.milvus_index import MilvusIndex
 
             index = MilvusIndex.open(str(path), None if encoder is None else encoder.model_id)
         else:
-            index = LocalIndex.open(_folder(path), durability)
+            index = LocalIndex.open(absolute_folder(path), durability)
         try:
             if encoder is None:
                 from uniecs.encoder import load
@@ -259,7 +258,7 @@ class SearchEngine:
         if isinstance(item, Rejected):
             raise item.error
         _check_known(item.id, known, held)
-        image = _read_once(item.image)
+        image = read_once(item.image)
         plan: dict[str, int] = {}
         places: dict[tuple[bool, bool], int] = {}
         for view in self.views:
@@ -300,7 +299,7 @@ class SearchEngine:
                     if isinstance(item, Rejected):
                         raise item.error
                     _check_known(item.id, known, held | items.keys())
-                    product = replace(item, image=_image_path(item.image))
+                    product = replace(item, image=image_path(item.image))
                     self._index.check(product)
                     items[item.id] = product, outcome
                     errors.append(None)
@@ -380,7 +379,7 @@ class SearchEngine:
         self._check_open()
         if errors not in ("raise", "return"):
             raise InputError(f"errors is {errors!r}; expected 'raise' or 'return'")
-        k, view = _check_k(k), self._check_view(view)
+        k, view = check_k(k), self._check_view(view)
         matching = self._check_where(where)
         if isinstance(queries, Query) or not isinstance(queries, Iterable):
             raise InputError(f"queries is of type {type(queries).__name__}; expected a list of uniecs.Query")
@@ -405,7 +404,7 @@ class SearchEngine:
         Raises `InputError` for an id that is not in the index, or that has no vector in the view.
         """
         self._check_open()
-        k, view = _check_k(k), self._check_view(view)
+        k, view = check_k(k), self._check_view(view)
         matching = self._check_where(where)
         if not isinstance(id, str):
             raise InputError(f"id is {id!r}; expected a string")
@@ -427,7 +426,7 @@ class SearchEngine:
         with the query).
         """
         self._check_open()
-        k, view = _check_k(k), self._check_view(view)
+        k, view = check_k(k), self._check_view(view)
         matching = self._check_where(where)
         start = time.perf_counter()
         vectors, failed = self._encode([Query(text, image)])
@@ -531,13 +530,6 @@ class SearchEngine:
         return view
 
 
-def _folder(path: object) -> Path:
-    """Absolute: it stays the same place wherever the process goes."""
-    if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
-        raise InputError(f"path is {path!r}; expected the path of a folder")
-    return Path(path).absolute()
-
-
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Lists of `size` items, the last one shorter; also where `items` breaks off, before it raises."""
     chunk: list[Item] = []
@@ -552,17 +544,6 @@ def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
             yield chunk
 
 
-def _check_encoder(encoder: object) -> None:
-    if not hasattr(encoder, "embed_dim"):
-        raise InputError(f"encoder is {encoder!r}; expected an Encoder, such as uniecs.load('mini')")
-
-
-def _check_durability(durability: object) -> Durability:
-    if durability == "full" or durability == "batch":
-        return durability
-    raise InputError(f"durability is {durability!r}; expected 'full' or 'batch'")
-
-
 def _check_known(product_id: str, known: bool, held: Set[str]) -> None:
     if known and product_id not in held:
         raise InputError(f"id {product_id!r} is not in the index; add it with add()")
@@ -572,30 +553,3 @@ def _check_known(product_id: str, known: bool, held: Set[str]) -> None:
 
 def _hits(found: Iterable[Found]) -> list[Hit]:
     return [Hit(product.id, score, product) for product, score in found]
-
-
-def _check_k(k: object) -> int:
-    if isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1:
-        return int(k)
-    raise InputError(f"k is {k!r}; expected an integer of at least 1")
-
-
-def _image_path(image: ImageSource | None) -> str | None:
-    """The path of an image that has one, absolute as the index's is; an address (https://...) as it is."""
-    if not isinstance(image, (str, os.PathLike)):
-        return None
-    path = os.fspath(image)
-    return path if "://" in path else str(Path(path).absolute())
-
-
-def _read_once(image: ImageSource | None) -> ImageSource | None:
-    """The bytes of a file object, which several views need; any other source as it is."""
-    if image is None or not hasattr(image, "read"):
-        return image
-    try:
-        data = image.read()
-    except (OSError, ValueError) as error:
-        raise ImageError(f"image file object cannot be read: {error}") from error
-    if not isinstance(data, bytes):
-        raise ImageError(f"image file object gave {type(data).__name__}; open the file in binary mode")
-    return data
