@@ -155,6 +155,7 @@ def test_goals_are_ratios_of_the_same_run(bench: SimpleNamespace) -> None:
             "at_0.95": {name: {"recall": recall, "qps": qps} for name, (recall, qps) in at.items()},
             "at_own": {"faiss": {"recall": 0.94, "qps": faiss / 2}},
             "trial": {"faiss": {"recall": 0.99, "qps": faiss / 4}},
+            "all_threads_qps": {"uniecs float32": ours, "faiss": faiss / 8},
         }
 
     report = {"sets": {"some": {"filtered": [line(200.0, 100.0)]}}, "add": {"per_s": {"engine, full": 4000.0}}}
@@ -163,5 +164,7 @@ def test_goals_are_ratios_of_the_same_run(bench: SimpleNamespace) -> None:
     assert verdicts["some: random 10.00%, QPS of our plan to faiss's of recall 0.950"] == (2.0, True)
     assert verdicts["some: random 10.00%, QPS of our plan to faiss's of our recall (0.940)"] == (4.0, True)
     assert verdicts["some: random 10.00%, QPS of our plan to faiss's at ef 128 (0.990)"] == (8.0, True)
+    what = "some: random 10.00%, with all threads, QPS of our plan to faiss's at ef 128"
+    assert verdicts[what] == (16.0, True)
     assert verdicts["durable add, products a second: engine, full"] == (4000.0, False)
     assert not any("hnswlib" in what for what in verdicts)
