@@ -16,7 +16,7 @@ import pytest
 
 from uniecs import cli
 from uniecs.backends.openvino import has_precision, import_openvino
-from uniecs.bench import floor, inputs, loops, machine, operations, run, samples, scenarios, tables
+from uniecs.bench import floor, inputs, loops, machine, operations, quality, run, samples, scenarios, tables
 from uniecs.bench.loops import Clock, closed_loop, open_loop, poisson
 from uniecs.bench.samples import Case, Measurement, Round, interval, pack, percentiles, unpack
 from uniecs.bundle import Bundle, locate_bundle, open_bundle
@@ -301,8 +301,8 @@ def test_fractions_use_the_rates_of_the_same_run() -> None:
 
 def test_overlap() -> None:
     exact = np.array([[1, 2], [3, 4]])
-    assert scenarios.overlap(np.array([[2, 1], [3, 9]]), exact) == 0.75
-    assert scenarios.overlap(np.array([[0, 0], [0, 0]]), exact) == 0.0
+    assert quality.overlap(np.array([[2, 1], [3, 9]]), exact) == 0.75
+    assert quality.overlap(np.array([[0, 0], [0, 0]]), exact) == 0.0
 
 
 def test_rates_and_threads() -> None:
@@ -371,6 +371,43 @@ def test_an_index_that_does_not_fit_is_refused_first(
     inputs.drawn_index(tmp_path / "other", cast(Bundle, reference), inputs.clustered(10, 1, 256)[0])
     with pytest.raises(ModelMismatchError, match="other-1"):
         run.measure(mini(("end",), index=tmp_path / "other"))
+
+
+def own_index(folder: Path, products: int) -> Path:
+    """Of `mini`, its vectors in no cluster: unlike those that are drawn."""
+    bundle = open_bundle(locate_bundle("mini"))
+    made = np.random.default_rng(7).standard_normal((products, 256), dtype=np.float32)
+    inputs.drawn_index(folder, bundle, made / np.linalg.norm(made, axis=1, keepdims=True), "int8")
+    return folder
+
+
+def test_an_index_of_ones_own_is_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "clustered", lambda *given: pytest.fail("its queries are not the index's own"))
+    bench = scenarios.Bench(open_bundle(locate_bundle("mini")), TINY, tmp_path, own_index(tmp_path / "own", 400), {})
+    try:
+        own = bench.graph.search(bench.queries, 1)[1]
+        assert ((own > 0.8) & (own < 0.95)).all()  # each query lies near a product, and is none
+        walks = list(scenarios.hnsw(bench))
+        assert [each.case.what for each in walks] == ["400 vectors"] * len(scenarios.EFS)
+        recalls = [each.extra["recall"] for each in walks]
+        assert recalls[1] < recalls[-1] == 1.0
+        names = [each.case.what for each in scenarios.search(bench)]
+        assert names[:2] == ["400 products, int8, no filter"] * 2
+        ((name, where),) = inputs.own_filter(bench.index).items()
+        assert names[2:] == [f"400 products, int8, {name} match"] and "colour=" in name
+        for hits in bench.index.search(bench.index.config.views[0], bench.queries[:3], 5, where):
+            assert len({hit.attributes["colour"] for hit, _ in hits}) == 1
+    finally:
+        bench.close()
+
+
+def test_an_index_without_products_is_told(tmp_path: Path) -> None:
+    bench = scenarios.Bench(open_bundle(locate_bundle("mini")), TINY, tmp_path, own_index(tmp_path / "own", 0), {})
+    try:
+        with pytest.raises(InputError, match="no vectors"):
+            next(scenarios.search(bench))
+    finally:
+        bench.close()
 
 
 def test_a_precision_that_is_not_here_is_an_error_if_it_was_asked_for(

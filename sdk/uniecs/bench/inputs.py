@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uniecs.catalog import Product
+from uniecs.errors import InputError
+from uniecs.filters import Filter, OneOf
 from uniecs.index_folder import BundleReference, IndexConfig, Storage
 from uniecs.local_index import LocalIndex
 
@@ -23,6 +27,8 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 WORDS = ("red", "blue", "green", "cotton", "shirt", "dress", "shoes", "watch", "women", "men", "black", "white")
 FILL = 2048
 VIEW = "multimodal"
+QUERIES, NOISE = 256, 0.5
+FILTER_SHARE = 0.1
 
 
 def texts(tokenizer: Tokenizer, tokens: int, count: int) -> list[str]:
@@ -68,6 +74,39 @@ def clustered(count: int, queries: int, dim: int, seed: int = 0) -> tuple[Vector
         rows += centres[random.integers(len(centres), size=len(rows))]
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return made[:count], made[count:]
+
+
+def strayed(vectors: Vectors, noise: float, seed: int = 0) -> Vectors:
+    """Unit vectors beside these (n, dim), each with noise of `noise` times its length: queries are not products."""
+    random = np.random.default_rng(seed)
+    made = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    made += random.standard_normal(vectors.shape, dtype=np.float32) * np.float32(noise / vectors.shape[1] ** 0.5)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made
+
+
+def own_queries(index: LocalIndex) -> Vectors:
+    """Some of an index's own vectors, with noise, to search its first view; raises `InputError` if it has none."""
+    return strayed(index._store.vectors(index.config.views[0], _sample(index))[1], NOISE)
+
+
+def own_filter(index: LocalIndex) -> dict[str, Filter]:
+    """The value of an attribute that is nearest to `FILTER_SHARE` in a sample, by a name; none without attributes."""
+    products = index._store.products(_sample(index)).values()
+    pairs = [pair for each in products for pair in each.attributes.items() if isinstance(pair[1], (str, int, float))]
+    if not pairs:
+        return {}
+    counts, wanted = Counter(pairs), FILTER_SHARE * len(products)
+    key, value = min(counts, key=lambda pair: (abs(math.log(counts[pair] / wanted)), repr(pair)))
+    return {f"{key}={value}, some {counts[key, value] / len(products):.0%}": OneOf(key, (value,))}
+
+
+def _sample(index: LocalIndex) -> list[int]:
+    rows = index._graphs[index.config.views[0]].rows()
+    if not len(rows):
+        raise InputError(f"the index has no vectors in the view {index.config.views[0]}; add products to it first")
+    chosen = np.random.default_rng(0).choice(rows, min(QUERIES, len(rows)), replace=False)
+    return [int(row) for row in np.sort(chosen)]
 
 
 def drawn_index(folder: Path, bundle: Bundle, vectors: Vectors, storage: Storage = "float32") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from uniecs.bench.inputs import Vectors
-from uniecs.bench.scenarios import KINDS, Bench, K, overlap
+from uniecs.bench.scenarios import KINDS, Bench, K
 
 FP32 = "fp32"
 
@@ -55,3 +55,9 @@ def _cosine(one: Vectors, other: Vectors) -> dict[str, float]:
 def _nearest(queries: Vectors, candidates: Vectors) -> Any:
     """Places (n, K) of the most similar."""
     return np.argsort(-(queries @ candidates.T), axis=1, kind="stable")[:, :K]
+
+
+def overlap(found: Any, exact: Any) -> float:
+    """Share of the rows of `exact` (n, k) that are in the same line of `found` (n, k)."""
+    pairs = zip(found.tolist(), exact.tolist(), strict=True)
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in pairs]))

@@ -19,7 +19,7 @@ import numpy as np
 from uniecs.backends.base import PRECISIONS, create_backend
 from uniecs.backends.threads import usable_cpus
 from uniecs.bench import floor
-from uniecs.bench.inputs import Vectors, clustered, drawn_index, photo, texts
+from uniecs.bench.inputs import QUERIES, Vectors, clustered, drawn_index, own_filter, own_queries, photo, texts
 from uniecs.bench.loops import Call
 from uniecs.bench.plain_engines import ENGINES, plain_encoder
 from uniecs.bench.samples import Case
@@ -30,7 +30,7 @@ from uniecs.engine import SearchEngine
 from uniecs.errors import BackendError, BundleError, MissingExtraError
 from uniecs.filters import Filter, parse_where
 from uniecs.index_folder import IndexConfig, Storage
-from uniecs.local_index import LocalIndex
+from uniecs.local_index import SAME_SCORE, LocalIndex
 from uniecs.preprocess import Tokenizer, pixel_values
 
 if TYPE_CHECKING:
@@ -167,8 +167,13 @@ class Bench:
 
     @functools.cached_property
     def vectors(self) -> tuple[Vectors, Vectors]:
-        """Clustered vectors, and 256 to search with."""
-        return clustered(self.effort.vectors, 256, self.bundle.embed_dim)
+        """Clustered vectors, and others to search with."""
+        return clustered(self.effort.vectors, QUERIES, self.bundle.embed_dim)
+
+    @functools.cached_property
+    def queries(self) -> Vectors:
+        """To search the index with: like the drawn products, or some of the index's own vectors, with noise."""
+        return self.vectors[1] if self.drawn else own_queries(self.index)
 
     @property
     def drawn(self) -> bool:
@@ -201,6 +206,11 @@ class Bench:
         """The same index without an encoder."""
         made: LocalIndex = self._once(("index",), lambda: LocalIndex.open(self.index_folder, "full"))
         return made
+
+    @property
+    def graph(self) -> Graph:
+        """The native graph of the index's first view."""
+        return self.index._graphs[self.index.config.views[0]]
 
     def index_in(self, storage: Storage) -> LocalIndex:
         """An index of the drawn products whose graph keeps its vectors so."""
@@ -368,36 +378,30 @@ def bytes_per_product(bench: Bench) -> dict[str, float]:
 
 
 def hnsw(bench: Bench) -> Iterator[Task]:
-    """The native graph alone on clustered vectors, one query a call on one thread, and its recall at 10."""
-    vectors, queries = bench.vectors
-    graph = graph_of_vectors(vectors, "float32", bench.threads)
-    exact = graph.search(queries, K, strategy="exact", threads=bench.threads)[0]
+    """The index's native graph alone, one query a call on one thread, and its recall at 10: equal vectors are alike."""
+    graph, queries = bench.graph, bench.queries
+    least = graph.search(queries, K, strategy="exact", threads=bench.threads)[1][:, -1:] - SAME_SCORE
     for ef in EFS:
         how: dict[str, Any] = {"ef": ef, "strategy": "graph"} if ef else {}
-        found = graph.search(queries, K, **how, threads=bench.threads)[0]
-        case = Case("hnsw", f"{len(vectors):,} vectors", threads=1, ef=ef)
-        yield Task(case, _walking(graph, queries, how), extra={"recall": overlap(found, exact)})
+        scores = graph.search(queries, K, **how, threads=bench.threads)[1]
+        case = Case("hnsw", f"{len(graph):,} vectors", threads=1, ef=ef)
+        yield Task(case, _walking(graph, queries, how), extra={"recall": float((scores >= least).mean())})
 
 
 def _walking(graph: Graph, queries: Vectors, how: Mapping[str, Any]) -> Call:
     return lambda number: graph.search(queries[number % len(queries)][np.newaxis], K, **how)
 
 
-def overlap(found: Any, exact: Any) -> float:
-    """Share of the rows of `exact` (n, k) that are in the same line of `found` (n, k)."""
-    pairs = zip(found.tolist(), exact.tolist(), strict=True)
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in pairs]))
-
-
 def search(bench: Bench) -> Iterator[Task]:
     """The index: vectors to products, without the encoder; a drawn one also as it keeps vectors in less memory."""
-    index, vectors = bench.index, bench.vectors[1]
+    index, queries = bench.index, bench.queries
     for batch in (1, 32):
-        yield _looked_up(index, vectors, "no filter", None, batch)
-    for name, where in FILTERS.items() if bench.drawn else ():
-        yield _looked_up(index, vectors, f"{name} match", parse_where(where), 1)
+        yield _looked_up(index, queries, "no filter", None, batch)
+    filters = {name: parse_where(where) for name, where in FILTERS.items()} if bench.drawn else own_filter(index)
+    for name, where in filters.items():
+        yield _looked_up(index, queries, f"{name} match", where, 1)
     for storage in SMALL_STORAGES if bench.drawn else ():
-        yield _looked_up(bench.index_in(storage), vectors, "no filter", None, 1)
+        yield _looked_up(bench.index_in(storage), queries, "no filter", None, 1)
 
 
 def _looked_up(index: LocalIndex, vectors: Vectors, what: str, where: Filter | None, batch: int) -> Task:
