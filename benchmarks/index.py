@@ -40,6 +40,7 @@ from index_data import (
     around,
     best_of,
     datasets,
+    far_queries,
     nearest_to,
     qps_at,
     recall,
@@ -66,7 +67,7 @@ from uniecs.encoder import Encoder
 from uniecs.engine import SearchEngine
 
 EFS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-SHARES = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9)
+SHARES = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0)
 RECALLS = (0.95, 0.99)
 ENOUGH = 0.995  # of recall: larger ef are left out
 TENTHS = 10
@@ -156,13 +157,16 @@ def unfiltered(contenders: Mapping[str, Any], data: Dataset, threads: Sequence[i
 
 def filtered(contenders: Mapping[str, Any], data: Dataset, threads: int, rounds: int) -> list[dict[str, Any]]:
     """One thread: ours by its own plan, and QPS of all at a recall of 0.95 and at the one that our plan reached; with
-    `threads` our plan and the peers' at `TRIAL_EF`.
+    `threads` our plan and the peers' at `TRIAL_EF`. Our plan's recall for queries far from all products, too.
     """
     lines = []
+    far = far_queries(data.vectors, FILTERED_QUERIES)
     for kind, share, mask in selections(data.vectors, SHARES):
         those = {name: each for name, each in contenders.items() if name != Hnswlib.name or share >= CALLBACK_SHARE}
         line = one_filter(those, data, kind, share, mask, rounds)
-        lines.append(line | {"all_threads_qps": with_threads(those, data, mask, threads, rounds)})
+        line["all_threads_qps"] = with_threads(those, data, mask, threads, rounds)
+        found, worst = contenders[FLOAT32].filtered(mask)(far, 0, threads), worst_wanted(data.vectors, far, mask)
+        lines.append(line | {"own_far_recall": recall(found, data.vectors, far, worst, mask)})
     return lines
 
 

@@ -47,6 +47,12 @@ def clustered(count: int, queries: int, seed: int = 0) -> Dataset:
     return Dataset(f"clustered {count:,}", *inputs.clustered(count, queries, DIM, seed))
 
 
+def far_queries(vectors: Vectors, count: int) -> Vectors:
+    """Vectors of a set with noise of their own length, far from all of it."""
+    some = np.random.default_rng(2).choice(len(vectors), min(count, len(vectors)), replace=False)
+    return inputs.strayed(vectors[some], noise=1.0)
+
+
 def real(folder: Path, queries: int) -> Dataset | None:
     """The training products of `folder` by `mini`, multimodal, and titles of held-out ones; None where there are none.
 

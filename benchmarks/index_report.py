@@ -82,13 +82,14 @@ def filter_table(sets: Mapping[str, Any]) -> str:
             for each in (FLOAT32, "faiss", "hnswlib"):
                 at = line["at_0.95"].get(each)
                 cells.append("-" if at is None else f"{number(at['qps'], 0)} ({at['recall']:.3f})")
-            plan = f"{line['plan']['strategy']}, {own['recall']:.3f}"
-            rows.append([name, line["kind"], f"{line['share']:.2%}", plan, number(own["qps"], 0), *cells])
+            plan, far = f"{line['plan']['strategy']}, {own['recall']:.3f}", number(line.get("own_far_recall"), 3)
+            rows.append([name, line["kind"], f"{line['share']:.2%}", plan, far, number(own["qps"], 0), *cells])
     head = [
         "vectors",
         "matching",
         "share",
         "our plan, its recall",
+        "its recall far from all products",
         "its QPS",
         "uniecs at 0.95",
         "faiss",

@@ -107,6 +107,25 @@ def test_masks_have_their_share_and_half_spaces_lie_together(bench: SimpleNamesp
     assert lengths["half space"] > 3 * lengths["random"]
 
 
+def test_far_queries_are_nearer_to_no_product_than_to_their_own(bench: SimpleNamespace) -> None:
+    data = bench.index_data.clustered(2000, 0)
+    far = bench.index_data.far_queries(data.vectors, 50)
+    nearest = (far @ data.vectors.T).max(axis=1)
+    assert far.shape == (50, 256) and np.allclose(nearest, 2**-0.5, atol=0.1)
+    assert np.allclose(np.linalg.norm(far, axis=1), 1, atol=1e-5)
+
+
+def test_every_filter_has_the_recall_of_far_queries(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.index, "FILTERED_QUERIES", 5)
+    monkeypatch.setattr(bench.index, "SHARES", (0.1, 1.0))
+    data, ours = bench.index_data.clustered(600, 10), bench.index_peers.Uniecs("float32")
+    ours.add(data.vectors, 0, 1)
+    lines = bench.index.filtered({ours.name: ours}, data, 1, 1)
+    assert [(line["share"], line["own_far_recall"]) for line in lines] == [(0.1, 1.0)] * 2 + [(1.0, 1.0)] * 2
+
+
 def test_clustered_vectors_are_units_and_the_same_each_time(bench: SimpleNamespace) -> None:
     one, other = (bench.index_data.clustered(300, 20) for _ in range(2))
     assert one.vectors.shape == (300, 256) and one.queries.shape == (20, 256)

@@ -76,9 +76,9 @@ def clustered(count: int, queries: int, dim: int, seed: int = 0) -> tuple[Vector
     return made[:count], made[count:]
 
 
-def strayed(vectors: Vectors, noise: float, seed: int = 0) -> Vectors:
+def strayed(vectors: Vectors, noise: float) -> Vectors:
     """Unit vectors beside these (n, dim), each with noise of `noise` times its length: queries are not products."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(17)  # not the seed of `clustered`: its centres would come back as the noise
     made = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     made += random.standard_normal(vectors.shape, dtype=np.float32) * np.float32(noise / vectors.shape[1] ** 0.5)
     made /= np.linalg.norm(made, axis=1, keepdims=True)
