@@ -246,8 +246,9 @@ def test_counts_are_differences(scripts: SimpleNamespace, monkeypatch: pytest.Mo
 
 
 def test_gpu_parts_are_bounded_and_failures_told(scripts: SimpleNamespace, tmp_path: Path) -> None:
-    parts = scripts.h200.parts(tmp_path, "base")
+    parts = scripts.h200.parts(tmp_path, "runs/base")
     assert [each.name for each in parts] == ["model", "gate", "build", "tensorrt", "onnxruntime"]
+    assert not any("--quick" in each.command for each in parts)  # whose figures are not for use
     assert scripts.h200.LIMIT_S < 600 and len(scripts.h200.parts(tmp_path, "none")) == 2
     some = [
         scripts.h200.Part("fails", (sys.executable, "-c", "raise SystemExit('no GPU')"), 30),
