@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from uniecs import cli
-from uniecs.bench import charts, machine
+from uniecs.bench import charts, machine, plots
 from uniecs.bench.charts import Axis, Bar, Series
 from uniecs.bench.report import write_report
 from uniecs.bench.run import Results
@@ -205,3 +205,19 @@ def test_places_of_points() -> None:
     bars = charts.bar_chart("t", [Bar("a", [("p", 1, 0), ("q", 3, 1)], "4")], "ms")
     boxes = ElementTree.fromstring(re.findall(r"<svg.*</svg>", bars)[0]).findall("rect")
     assert float(boxes[1].attrib["width"]) == pytest.approx(3 * float(boxes[0].attrib["width"]), abs=0.2)
+
+
+def test_a_graph_s_floor_stands_where_the_graph_would_end() -> None:
+    found = full_results()
+    found.graphs[:] = [
+        {"graph": "text_encoder", "precision": "fp32", "batch": 1, "compute_ms": 2.0, "memory_ms": 3.0},
+        {"graph": "text_encoder", "precision": "fp32", "batch": 32, "compute_ms": 9.0, "memory_ms": 9.0},
+        {"graph": "fusion of a text", "precision": "fp32", "batch": 1, "compute_ms": 0.5, "memory_ms": 0.1},
+    ]
+    (_, (bar, *others), _), *_ = plots.breakdown(found)
+    sizes = {name: size for name, size, _ in bar.parts}
+    before = sizes["tokeniser"], sizes["tokeniser"] + sizes["text encoder"]
+    floors = [("text encoder at its floor", before[0] + 3.0), ("fusion at its floor", before[1] + 0.5)]
+    assert bar.floors == [(name, pytest.approx(at)) for name, at in floors]
+    assert not any(each.floors for each in others)  # of bf16 there are none
+    assert 'class="floor"' in charts.bar_chart("t", [bar], "ms")

@@ -138,6 +138,27 @@ def test_rows_put_lost_ones_first(scripts: SimpleNamespace) -> None:
     assert rows[0]["ratio_interval"] is None and "0.50x []" in scripts.peers.line(rows[0])  # of two rounds
 
 
+def test_the_page_has_every_row_of_the_peers_lost_ones_first(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    for module in ("matplotlib", "sklearn", "tensorboard"):
+        pytest.importorskip(module, reason="the pictures need uniecs[bench]")
+    report = importlib.import_module("performance_report")
+    page = (BENCHMARKS.parent / "docs" / "performance.md").read_text("utf-8")
+    for name in report.PEERS:
+        assert report.peers_table(json.loads((BENCHMARKS / "results" / f"{name}.json").read_text("utf-8"))) in page
+    rows = [("text (uniecs int8)", "a", 1.5), ("text (uniecs fp32)", "a", 0.5), ("text (uniecs int8)", "b", 0.999)]
+    made = [{"work": w, "peer": p, "ratio": r, "ratio_interval": [r, r], "note": ""} for w, p, r in rows]
+    lines = report.peers_table({"rows": [*made, {"work": "not measured", "peer": "c", "note": "gone"}]}).splitlines()
+    assert lines[2:4] == [
+        "| text | a | **.50** [.50, .50] | 1.50 [1.50, 1.50] |",
+        "| text | b |  | **1.00** [1.00, 1.00] |",
+    ]
+    assert lines[-1] == "not measured: c: gone"
+    bar = importlib.import_module("uniecs.bench.charts").Bar
+    chart = ("t", [bar("x", [("a", 1.0, 0), ("b", 2.0, 1)], "3", [("whole", 3.5)], [("a at its floor", 0.5)])], "ms")
+    report.draw([chart] * 3, tmp_path / "some.png")
+    assert (tmp_path / "some.png").stat().st_size > 1000
+
+
 WORKER = """
 import json, sys
 print(json.dumps({"works": ["text query"], "notes": {}, "versions": {}}), flush=True)

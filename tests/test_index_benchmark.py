@@ -115,9 +115,7 @@ def test_far_queries_are_nearer_to_no_product_than_to_their_own(bench: SimpleNam
     assert np.allclose(np.linalg.norm(far, axis=1), 1, atol=1e-5)
 
 
-def test_every_filter_has_the_recall_of_far_queries(
-    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_filter_has_the_recall_of_far_queries(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.index, "FILTERED_QUERIES", 5)
     monkeypatch.setattr(bench.index, "SHARES", (0.1, 1.0))
     data, ours = bench.index_data.clustered(600, 10), bench.index_peers.Uniecs("float32")

@@ -39,12 +39,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of parts (name, width, colour); `text` stands at its end, a tick at each of `marks`."""
+    """A bar of parts (name, width, colour), `text` at its end, a tick at each mark, a dashed one at each floor."""
 
     name: str
     parts: Sequence[tuple[str, float, int]]
     text: str
     marks: Sequence[tuple[str, float]] = ()
+    floors: Sequence[tuple[str, float]] = ()
 
 
 class _Scale:
@@ -146,11 +147,10 @@ def _bar(bar: Bar, across: _Scale, left: float, y: float) -> str:
         box = f'x="{x:.1f}" y="{y}" width="{max(width, 0.5):.1f}" height="{BAR_HEIGHT}"'
         parts.append(f'<rect class="bar c{colour % COLOURS}" {box}>{hint}</rect>')
         total += size
-    for name, at in bar.marks:
+    for kind, name, at in [*(("floor", *each) for each in bar.floors), *(("mark", *each) for each in bar.marks)]:
         hint = f"<title>{html.escape(f'{name}: {number(at)}')}</title>"
-        parts.append(
-            f'<line class="mark" x1="{across(at):.1f}" x2="{across(at):.1f}" y1="{y - 3}" y2="{y + 21}">{hint}</line>'
-        )
+        place = f'x1="{across(at):.1f}" x2="{across(at):.1f}" y1="{y - 3}" y2="{y + 21}"'
+        parts.append(f'<line class="{kind}" {place}>{hint}</line>')
     end = max([total, *(at for _, at in bar.marks)])
     parts.append(f'<text class="value" x="{across(end) + 6:.1f}" y="{y + 13}">{html.escape(bar.text)}</text>')
     return "".join(parts)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from uniecs.bench.charts import Axis, Bar, Series, bar_chart, line_chart
+from uniecs.bench.charts import Axis, Bar, Series, line_chart
 from uniecs.bench.run import Results
 from uniecs.bench.samples import Measurement, median
 from uniecs.bench.scenarios import KINDS, USUAL_PX, USUAL_TOKENS
 from uniecs.bench.tables import GOAL, OVERLOADED, figure
 
+BarChart: TypeAlias = tuple[str, list[Bar], str]
+"""Title, bars and label of `bar_chart`."""
 COLOUR = {"fp32": 0, "bf16": 1, "int8": 2, "fp16": 3}
 KIND_COLOUR = {"text": 0, "image": 1, "both": 2}
 PEER_COLOUR = {"uniecs float32": 0, "uniecs float16": 5, "uniecs int8": 3, "hnswlib": 1, "faiss": 2, "usearch": 4}
@@ -44,8 +46,10 @@ def p50(each: Measurement) -> float:
     return median(each.ms)
 
 
-def breakdown(results: Results) -> list[str]:
-    """Bars of stages for each kind of query and precision, the whole query as a mark."""
+def breakdown(results: Results) -> list[BarChart]:
+    """Bars of stages for each kind of query and precision: the whole query as a mark, where a graph's floor ends."""
+    of_one = [each for each in results.graphs if each["batch"] == 1]
+    floors = {(each["graph"], each["precision"]): max(each["compute_ms"], each["memory_ms"]) for each in of_one}
     alone = {(each.case.stage, each.case.what, each.case.precision): p50(each) for each in _single(results)}
     search = [p50(each) for each in results.of("search") if each.case.batch == 1 and "no filter" in each.case.what]
     charts = []
@@ -55,14 +59,19 @@ def breakdown(results: Results) -> list[str]:
             if each.case.what != kind:
                 continue
             precision = each.case.precision
-            parts = []
+            parts, least = list[tuple[str, float, int]](), list[tuple[str, float]]()
             for stage, what, name in STEPS[kind]:
                 spent = alone.get((stage, what, precision if stage == "graph" else None))
-                parts += [] if spent is None else [(name, spent, STEP_COLOUR[name])]
+                if spent is None:
+                    continue
+                if stage == "graph" and (what, precision) in floors:
+                    before = sum(size for _, size, _ in parts)
+                    least.append((f"{name} at its floor", before + floors[what, precision]))
+                parts.append((name, spent, STEP_COLOUR[name]))
             parts += [("index", search[0], STEP_COLOUR["index"])] if search else []
             whole = p50(each)
-            bars.append(Bar(precision or "", parts, f"{figure(whole)} ms", [("whole query", whole)]))
-        charts.append(bar_chart(f"A query by {kind}", bars, "ms"))
+            bars.append(Bar(precision or "", parts, f"{figure(whole)} ms", [("whole query", whole)], least))
+        charts.append((f"A query by {kind}", bars, "ms; dashed: where a graph at its floor would end"))
     return charts
 
 
@@ -162,7 +171,7 @@ def _recall_series(name: str, measured: Sequence[Measurement], colour: int) -> S
     return Series(name, points, colour, [f"ef {each.case.ef}: {each.extra['recall']:.4f}" for each in measured])
 
 
-def fractions(results: Results) -> list[str]:
+def fractions(results: Results) -> list[BarChart]:
     """Bars of the share of the floor, for each batch, with the goal at batch 32."""
     charts = []
     for batch in sorted({each["batch"] for each in results.graphs}):
@@ -176,7 +185,7 @@ def fractions(results: Results) -> list[str]:
             for each in results.graphs
             if each["batch"] == batch
         ]
-        charts.append(bar_chart(f"Share of the floor, batch {batch}", bars, "floor over time"))
+        charts.append((f"Share of the floor, batch {batch}", bars, "floor over time"))
     return charts
 
 
@@ -198,7 +207,7 @@ def index_recall(sets: Mapping[str, Any]) -> list[tuple[str, Axis, Axis, list[Se
     return charts
 
 
-def peer_ratios(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Bar], str]]:
+def peer_ratios(rows: Sequence[Mapping[str, Any]]) -> list[BarChart]:
     """For each kind of work the time of each peer over ours, with its interval as marks."""
     charts = []
     for work in dict.fromkeys(row["work"] for row in rows):

@@ -41,7 +41,8 @@ figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .4rem; }
 svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
 svg text { fill: var(--muted); } svg .name, svg .value { fill: var(--ink); } svg .label { font-size: 11.5px; }
 .grid { stroke: var(--grid); } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.mark { stroke: var(--ink); stroke-width: 2; } .dot { stroke: var(--card); stroke-width: 1.2; }
+.mark, .floor { stroke: var(--ink); stroke-width: 2; } .floor { stroke-dasharray: 3 2; }
+.dot { stroke: var(--card); stroke-width: 1.2; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1rem; font-size: .78rem; color: var(--muted); margin-top: .4rem; }
 .key { display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .4rem;
   vertical-align: -1px; }
@@ -120,12 +121,12 @@ def _run(name: str, results: Results) -> str:
     head += "</header>" + _tiles(results)
     floors = [machine_table(results), graph_table(results.graphs)]
     sections = [
-        _section("Where the time goes", BREAKDOWN, plots.breakdown(results)),
+        _section("Where the time goes", BREAKDOWN, [bar_chart(*each) for each in plots.breakdown(results)]),
         _section("Latency", LATENCY, plots.distributions(results)),
         _section("Throughput against latency", LOOPS, plots.loops(results)),
         _section("Scaling", SCALING, plots.scaling(results)),
         _section("Recall against speed", RECALL, plots.recall_by_qps(results)),
-        _section("Against the floor", FLOOR, plots.fractions(results), floors),
+        _section("Against the floor", FLOOR, [bar_chart(*each) for each in plots.fractions(results)], floors),
         _section("Precision", QUALITY, [], [quality_table(results.quality)]),
     ]
     stages = "".join(_table(table) for table in all_tables(results))
@@ -137,8 +138,9 @@ def _run(name: str, results: Results) -> str:
 
 NAMES = {"text": "query by text", "image": "query by image", "both": "query by image and text"}
 BREAKDOWN = (
-    "Stages measured one by one, at their medians, beside the whole query (the black mark). A query of a text passes "
-    "tokeniser, text encoder and fusion; of an image decoding, image encoder and fusion."
+    "Stages measured one by one, at their medians, beside the whole query (the black mark) and where each graph would "
+    "end if it took its floor's time (dashed). A query of a text passes tokeniser, text encoder and fusion; of an "
+    "image decoding, image encoder and fusion."
 )
 LATENCY = "Share of queries that were answered within a time, from the query to its hits. One client, no pause."
 LOOPS = (
