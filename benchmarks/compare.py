@@ -5,8 +5,9 @@
 Takes files of `uniecs bench`, of benchmarks/peers.py and of benchmarks/instructions.py, two of a kind. A figure is
 called faster or slower if the ratio of the two lies outside the interval of ratios that the two intervals give (95 %,
 from the spread between rounds; the half widths added as squares, on a logarithmic scale). With a hundred figures some
-five are outside by chance. Where the machine's floor changed too, a line says so. Counts of instructions have no
-interval: a change of more than 1 % is told. Exit status: 0 whatever has changed, 2 for files that cannot be compared.
+five are outside by chance. Where the machine's floor changed too, a line says so. Counts (of instructions, of vectors
+compared) have no interval: a change of more than 1 % is told. Exit status: 0 whatever has changed, 2 for files that
+cannot be compared.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-COUNT_TOLERANCE = 0.01
+COUNTS, COUNT_TOLERANCE = ("instructions", "compared"), 0.01
 RUNTIME = ("backend", "device", "main_precision", "threads", "counter")
 ABOUT = ("machine", "versions", "git_commit", "bundle", "model", "index", *RUNTIME, "settings", "rounds")
 
@@ -70,7 +71,7 @@ def metrics(report: Mapping[str, Any]) -> Iterator[Metric]:
                 yield Metric(name, row["ratio"], _pair(row["ratio_interval"]), lower=False)
     elif kind == "uniecs-instructions":
         for path, each in report["paths"].items():
-            yield Metric(f"{path}, instructions", each["instructions"], None)
+            yield from (Metric(f"{path}, {what}", each[what], None) for what in COUNTS if what in each)
     else:
         raise KeyError("format")
 
@@ -83,7 +84,7 @@ def verdict(old: Metric, new: Metric) -> str:
     """ "faster", "slower", "same", or "no interval" where a run has a single round."""
     change = math.log(new.value / old.value)
     better = (change < 0) == old.lower
-    if old.name.endswith("instructions"):
+    if old.name.endswith(COUNTS):
         return "same" if abs(change) <= COUNT_TOLERANCE else ("faster" if better else "slower")
     if old.interval is None or new.interval is None:
         return "no interval"

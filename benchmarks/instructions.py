@@ -1,7 +1,7 @@
 """Instructions of the pure-CPU paths: to tokenise a text, to preprocess a photo, to search the index.
 
     python benchmarks/instructions.py [--out FILE.json]
-    python benchmarks/compare.py OLD.json NEW.json
+    python benchmarks/compare.py benchmarks/results/instructions.json FILE.json
 
 Counts hardly depend on what else the machine does, so that CI can print them; nothing fails on them. A path runs in a
 process of its own, once with few calls and once with more: the difference is the calls' alone, without start-up.
@@ -29,7 +29,7 @@ CALLS = {"tokenise": (20, 120), "preprocess": (1, 4), "search": (20, 120)}
 """Path -> calls of the short and of the long run."""
 EVENT = "instructions:u"
 FORMAT = "uniecs-instructions"
-VECTORS, DIM = 500, 256
+VECTORS, QUERIES, DIM = 500, 64, 256
 COUNTED = {"perf": re.compile(r"^(\d+),", re.MULTILINE), "valgrind": re.compile(r"Collected\s*:\s*(\d+)")}
 
 
@@ -57,18 +57,18 @@ def preprocess() -> Callable[[int], object]:
     return lambda number: pixel_values(photo, out, half, half)
 
 
-def search() -> Callable[[int], object]:
-    """The ten nearest by the graph's own choice of breadth."""
+def search() -> Callable[[int], Any]:
+    """The ten nearest at a given breadth: what a walk compares is alike, however the graph would choose it."""
     import numpy as np
 
     from uniecs._core import Graph
 
-    vectors = np.random.default_rng(0).standard_normal((VECTORS + 64, DIM), dtype=np.float32)
+    vectors = np.random.default_rng(0).standard_normal((VECTORS + QUERIES, DIM), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     graph = Graph(DIM, 8, 32, "float32")
     rows = np.arange(1, VECTORS + 1, dtype=np.uint64)
     graph.apply(np.zeros(0, np.uint64), rows, vectors[:VECTORS], 1)
-    return lambda number: graph.search(vectors[VECTORS + number % 64][np.newaxis], 10, ef=64, strategy="graph")
+    return lambda number: graph.search(vectors[VECTORS + number % QUERIES][np.newaxis], 10, ef=64, strategy="graph")
 
 
 PATHS: dict[str, Callable[[], Callable[[int], object]]] = {
@@ -111,7 +111,7 @@ def count(how: str, path: str, calls: int) -> int:
 
 
 def measure(how: str) -> dict[str, Any]:
-    """Instructions of one call of each path."""
+    """Instructions of one call of each path; of a search the vectors it compares, too."""
     found: dict[str, Any] = {}
     runs = [(path, calls) for path, both in CALLS.items() for calls in both]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -120,6 +120,8 @@ def measure(how: str) -> dict[str, Any]:
         short, long = counted[path, few], counted[path, many]
         found[path] = {"instructions": round((long - short) / (many - few)), "start_up": short}
         print(f"{path:12}{found[path]['instructions']:>14,} instructions a call ({how})", flush=True)
+    call = search()
+    found["search"]["compared"] = sum(call(number)[2]["compared"] for number in range(QUERIES)) / QUERIES
     return found
 
 

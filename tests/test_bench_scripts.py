@@ -263,7 +263,18 @@ def test_what_is_counted_runs(scripts: SimpleNamespace, path: str) -> None:
 
 def test_counts_are_differences(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripts.instructions, "count", lambda how, path, calls: 1_000_000 + 250 * calls)
-    assert {each["instructions"] for each in scripts.instructions.measure("valgrind").values()} == {250}
+    found = scripts.instructions.measure("valgrind")
+    assert {each["instructions"] for each in found.values()} == {250}
+    assert 0 < found["search"]["compared"] < scripts.instructions.VECTORS
+
+
+def test_the_kept_counts_can_be_compared_with(scripts: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """By .ci/run."""
+    kept = BENCHMARKS / "results" / "instructions.json"
+    assert set(json.loads(kept.read_text("utf-8"))["paths"]) == set(scripts.instructions.PATHS)
+    assert scripts.compare.main(["--all", str(kept), str(kept)]) == 0
+    out = capsys.readouterr().out
+    assert "search, compared" in out and "4 figures: 4 same" in out
 
 
 def test_gpu_parts_are_bounded_and_failures_told(scripts: SimpleNamespace, tmp_path: Path) -> None:
