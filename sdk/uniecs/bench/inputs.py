@@ -79,7 +79,7 @@ def clustered(count: int, queries: int, dim: int, seed: int = 0) -> tuple[Vector
 def strayed(vectors: Vectors, noise: float) -> Vectors:
     """Unit vectors beside these (n, dim), each with noise of `noise` times its length: queries are not products."""
     random = np.random.default_rng(17)  # not the seed of `clustered`: its centres would come back as the noise
-    made = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    made: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     made += random.standard_normal(vectors.shape, dtype=np.float32) * np.float32(noise / vectors.shape[1] ** 0.5)
     made /= np.linalg.norm(made, axis=1, keepdims=True)
     return made
@@ -93,10 +93,11 @@ def own_queries(index: LocalIndex) -> Vectors:
 def own_filter(index: LocalIndex) -> dict[str, Filter]:
     """The value of an attribute that is nearest to `FILTER_SHARE` in a sample, by a name; none without attributes."""
     products = index._store.products(_sample(index)).values()
-    pairs = [pair for each in products for pair in each.attributes.items() if isinstance(pair[1], (str, int, float))]
-    if not pairs:
+    named = [pair for each in products for pair in each.attributes.items()]
+    counts = Counter((key, value) for key, value in named if isinstance(value, (str, int, float)))
+    if not counts:
         return {}
-    counts, wanted = Counter(pairs), FILTER_SHARE * len(products)
+    wanted = FILTER_SHARE * len(products)
     key, value = min(counts, key=lambda pair: (abs(math.log(counts[pair] / wanted)), repr(pair)))
     return {f"{key}={value}, some {counts[key, value] / len(products):.0%}": OneOf(key, (value,))}
 
