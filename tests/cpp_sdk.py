@@ -17,6 +17,7 @@ from uniecs.catalog import Product as PythonProduct
 
 OK, INPUT, IMAGE, TEXT, FILTER, BUNDLE, INDEX_FILE, MODEL_MISMATCH, BACKEND = range(9)
 Pair = tuple[str | None, bytes | None]
+Left = tuple[int, str, int, str]  # row, id, status, message
 
 
 class Item(ctypes.Structure):
@@ -75,13 +76,15 @@ class IndexConfig(ctypes.Structure):
 RETURNS: dict[str, Any] = {
     "error_message": ctypes.c_char_p,
     "encoder_embed_dim": ctypes.c_size_t,
-    "encoder_model_id": ctypes.c_char_p,
+    **{f"encoder_{name}": ctypes.c_char_p for name in ("model_id", "bundle", "backend", "device", "precision")},
     "encoder_free": None,
     "engine_free": None,
+    "engine_views": ctypes.c_char_p,
     "hits_queries": ctypes.c_size_t,
     "hits_message": ctypes.c_char_p,
     "hits_count": ctypes.c_size_t,
     "hits_at": ctypes.POINTER(Hit),
+    "hits_json": ctypes.c_char_p,
     "hits_free": None,
     "report_added": ctypes.c_size_t,
     "report_rejected": ctypes.c_size_t,
@@ -139,7 +142,29 @@ class Sdk:
 
     def encode(self, encoder: ctypes.c_void_p, pairs: Sequence[Pair]) -> tuple[int, npt.NDArray[np.float32]]:
         out = np.zeros((len(pairs), self.c.uniecs_encoder_embed_dim(encoder)), np.float32)
-        return self.c.uniecs_encoder_encode(encoder, items(pairs), ctypes.c_size_t(len(pairs)), out.ctypes), out
+        count, batch_size = ctypes.c_size_t(len(pairs)), ctypes.c_size_t(0)
+        return self.c.uniecs_encoder_encode(encoder, items(pairs), count, batch_size, out.ctypes, None), out
+
+    def encode_good(
+        self, encoder: ctypes.c_void_p, given: Any, batch_size: int = 0
+    ) -> tuple[npt.NDArray[np.float32], int, list[Left]]:
+        """Pairs or `items`: embeddings, how many there are, and of those that were left out what `report` gives."""
+        out = np.zeros((len(given), self.c.uniecs_encoder_embed_dim(encoder)), np.float32)
+        report = ctypes.c_void_p()
+        sizes = (ctypes.c_size_t(len(given)), ctypes.c_size_t(batch_size))
+        array = given if isinstance(given, ctypes.Array) else items(given)
+        self.call("encoder_encode", encoder, array, *sizes, out.ctypes, ctypes.byref(report))
+        return out, *self.report(report)
+
+    def report(self, report: ctypes.c_void_p) -> tuple[int, list[Left]]:
+        """How many things were taken, and (row, id, status, message) of the others; frees it."""
+        c = self.c
+        places = map(ctypes.c_size_t, range(c.uniecs_report_rejected(report)))
+        rejected = [c.uniecs_report_at(report, place).contents for place in places]
+        left = [(each.row, each.id.decode(), each.status, each.message.decode()) for each in rejected]
+        added = c.uniecs_report_added(report)
+        c.uniecs_report_free(report)
+        return added, left
 
     def open(self, folder: Path, encoder: ctypes.c_void_p, durability: bytes | None = None) -> Engine:
         return Engine(self, folder, encoder, None, durability)
@@ -171,7 +196,7 @@ class Engine:
         self._sdk.call("engine_size", self._handle, ctypes.byref(size))
         return size.value
 
-    def put(self, name: str, products: Sequence[Mapping[str, Any]]) -> tuple[int, list[tuple[int, str, int, str]]]:
+    def put(self, name: str, products: Sequence[Mapping[str, Any]]) -> tuple[int, list[Left]]:
         """`add` or `update` products of id, title, image and attributes: how many, and (row, id, status, message)."""
         given = (Product * len(products))()
         for place, product in enumerate(products):
@@ -184,20 +209,16 @@ class Engine:
         report = ctypes.c_void_p()
         count = ctypes.c_size_t(len(products))
         self._sdk.call(f"engine_{name}", self._handle, given, count, ctypes.byref(report))
-        c = self._sdk.c
-        rejected = [
-            c.uniecs_report_at(report, ctypes.c_size_t(i)).contents for i in range(c.uniecs_report_rejected(report))
-        ]
-        found = (
-            c.uniecs_report_added(report),
-            [(each.row, each.id.decode(), each.status, each.message.decode()) for each in rejected],
-        )
-        c.uniecs_report_free(report)
-        return found
+        return self._sdk.report(report)
 
-    def remove(self, ids: Sequence[str]) -> None:
-        given = (ctypes.c_char_p * len(ids))(*(id.encode() for id in ids))
-        self._sdk.call("engine_remove", self._handle, given, ctypes.c_size_t(len(ids)))
+    @property
+    def views(self) -> list[str]:
+        return str(self._sdk.c.uniecs_engine_views(self._handle).decode()).split(",")
+
+    def remove(self, ids: Sequence[str]) -> int:
+        given, removed = (ctypes.c_char_p * len(ids))(*(id.encode() for id in ids)), ctypes.c_size_t()
+        self._sdk.call("engine_remove", self._handle, given, ctypes.c_size_t(len(ids)), ctypes.byref(removed))
+        return removed.value
 
     def search(self, text: str | None = None, image: bytes | Path | None = None, **options: Any) -> Found:
         return [(hit["id"], hit["score"]) for hit in self.hits("search", items([(text, image)]), **options)]
@@ -232,6 +253,7 @@ class Engine:
             some = range(c.uniecs_hits_count(hits, place))
             read = [_read(c.uniecs_hits_at(hits, place, ctypes.c_size_t(i)).contents) for i in some]
             status = c.uniecs_hits_status(hits, place)
+            assert in_json(c.uniecs_hits_json(hits, place)) == read
             answers.append((status, c.uniecs_hits_message(hits, place).decode(), read))
         c.uniecs_hits_free(hits)
         return answers
@@ -245,6 +267,15 @@ class Engine:
     def free(self) -> None:
         self._sdk.c.uniecs_engine_free(self._handle)
         self._handle = ctypes.c_void_p()
+
+
+def in_json(text: bytes) -> list[dict[str, Any]]:
+    """What `_read` makes of the same hits."""
+    hits = json.loads(text)
+    for hit in hits:
+        hit["score"] = float(np.float32(hit["score"]))
+        hit["image"] = hit["image"] and os.fsencode(hit["image"])
+    return hits
 
 
 def _read(hit: Hit) -> dict[str, Any]:

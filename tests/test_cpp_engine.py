@@ -100,7 +100,7 @@ def test_folders_go_both_ways(cpp_sdk: Any, cpp_encoder: Any, tiny_encoder: Any,
     )
     assert made.put("add", rows[:100]) == (100, [])
     assert made.put("update", [*rows[:5], {**rows[99], "title": "red red dress"}]) == (6, [])
-    made.remove([rows[7]["id"], rows[8]["id"]])
+    assert made.remove([rows[7]["id"], rows[8]["id"], rows[7]["id"]]) == 2
     made.save()
     made.free()
 
@@ -232,6 +232,7 @@ def test_a_search_beside_a_writer_of_python(cpp_sdk: Any, cpp_encoder: Any, tiny
 
 def test_products_that_cannot_be_used_are_reported(cpp_sdk: Any, cpp_encoder: Any, tmp_path: Path) -> None:
     engine = cpp_sdk.create(tmp_path / "a.uniecs", cpp_encoder, views=b"text,image")
+    assert engine.views == ["text", "image"]
     good, _ = cpp.shop(2)
     bad: list[tuple[dict[str, Any], int, str]] = [
         ({"id": " ", "title": "x"}, cpp.INPUT, "the id is blank"),

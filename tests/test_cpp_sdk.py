@@ -119,6 +119,38 @@ def png(image: np.ndarray[Any, Any]) -> bytes:
     return file.getvalue()
 
 
+def test_an_encoder_tells_what_it_is(sdk: Any, tiny_bundle: Path, tiny_encoder: Any) -> None:
+    encoder = sdk.load(tiny_bundle)
+    for name in ("model_id", "backend", "device", "precision"):
+        assert getattr(sdk.c, f"uniecs_encoder_{name}")(encoder).decode() == getattr(tiny_encoder, name)
+    assert sdk.c.uniecs_encoder_bundle(encoder) == bytes(tiny_bundle)
+    assert sdk.c.uniecs_encoder_backend(None) == b""
+    sdk.c.uniecs_encoder_free(encoder)
+
+
+def test_items_that_cannot_be_used_are_reported(sdk: Any, tiny_bundle: Path) -> None:
+    encoder = sdk.load(tiny_bundle)
+    given = [*pairs()[:2], (None, b"no image"), *pairs()[2:], ("", None), (None, None)]
+    expected = sdk.encode(encoder, pairs())[1]
+    for batch_size in (0, 1, 5):
+        found, embedded, rejected = sdk.encode_good(encoder, given, batch_size)
+        good = ~np.isnan(found).any(1)
+        assert good.sum() == embedded == len(expected)
+        assert (found[good] * expected).sum(1).min() >= 1 - 1e-5
+        assert [(row, id, status) for row, id, status, _ in rejected] == [
+            (2, "", IMAGE),
+            (len(given) - 2, "", TEXT),
+            (len(given) - 1, "", INPUT),
+        ]
+        assert all(message for *_, message in rejected)
+    twice = cpp.items(given[:1])
+    twice[0].image_path = b"a.jpg"
+    twice[0].image_data, twice[0].image_bytes = b"x", 1
+    assert sdk.encode_good(encoder, twice)[2] == [(0, "", INPUT, "there are both image_path and image_data")]
+    assert sdk.encode_good(encoder, [])[1:] == (0, [])
+    sdk.c.uniecs_encoder_free(encoder)
+
+
 def test_many_threads_share_an_encoder(sdk: Any, tiny_bundle: Path) -> None:
     encoder = sdk.load(tiny_bundle)
     items = pairs()
@@ -152,9 +184,10 @@ def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path
         assert message in sdk.message()
     missing = (cpp.Item * 1)(cpp.Item(None, str(tmp_path / "none.jpg").encode(), None, 0))
     out = np.zeros(sdk.c.uniecs_encoder_embed_dim(encoder), np.float32)
-    assert sdk.c.uniecs_encoder_encode(encoder, missing, ctypes.c_size_t(1), out.ctypes) == IMAGE
+    one = (missing, ctypes.c_size_t(1), ctypes.c_size_t(0), out.ctypes, None)
+    assert sdk.c.uniecs_encoder_encode(encoder, *one) == IMAGE
     assert "none.jpg" in sdk.message()
-    assert sdk.c.uniecs_encoder_encode(None, missing, ctypes.c_size_t(1), out.ctypes) == INPUT
+    assert sdk.c.uniecs_encoder_encode(None, *one) == INPUT
     sdk.c.uniecs_encoder_free(encoder)
     sdk.c.uniecs_encoder_free(None)
 

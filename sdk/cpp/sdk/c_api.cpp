@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <limits>
+#include <memory>
 
 #include "../src/utf8.hpp"
 #include "c_status.hpp"
@@ -73,6 +75,42 @@ Item item_of(const uniecs_item& given) {
     return item;
 }
 
+void keep_report(AddReport report, uniecs_report** out) {
+    if (!out) return;
+    auto made = std::make_unique<uniecs_report>();
+    made->report = std::move(report);
+    for (Rejected& each : made->report.rejected) {
+        const uniecs_status status = status_of(each.error, each.message);
+        made->rejections.push_back({each.row, each.id.c_str(), status, each.message.c_str()});
+    }
+    *out = made.release();
+}
+
+namespace {
+
+// Those that cannot be used are in the report, and have NaN.
+AddReport encode_good(const Encoder& encoder, const uniecs_item* items, size_t n, size_t batch_size,
+                      float* out) {
+    const std::size_t dim = encoder.embed_dim();
+    Made<Item> made = made_of(items, n, item_of);
+    std::vector<std::exception_ptr> errors;
+    const std::vector<float> embeddings = encoder.encode(made.good, errors, batch_size);
+    std::fill_n(out, n * dim, std::numeric_limits<float>::quiet_NaN());
+    for (size_t i = 0; i < made.good.size(); ++i) {
+        std::copy_n(&embeddings[i * dim], dim, out + made.places[i] * dim);
+        made.errors[made.places[i]] = errors[i];
+    }
+    AddReport report;
+    for (size_t i = 0; i < n; ++i)
+        if (made.errors[i])
+            report.rejected.push_back({i, "", made.errors[i], ""});
+        else
+            ++report.added;
+    return report;
+}
+
+}  // namespace
+
 }  // namespace uniecs::c
 
 using namespace uniecs::c;
@@ -103,14 +141,43 @@ const char* uniecs_encoder_model_id(const uniecs_encoder* encoder) {
     return encoder ? encoder->encoder.model_id().c_str() : "";
 }
 
+const char* uniecs_encoder_bundle(const uniecs_encoder* encoder) {
+    return encoder ? encoder->encoder.bundle().c_str() : "";
+}
+
+const char* uniecs_encoder_backend(const uniecs_encoder* encoder) {
+    return encoder ? encoder->encoder.backend().c_str() : "";
+}
+
+const char* uniecs_encoder_device(const uniecs_encoder* encoder) {
+    return encoder ? encoder->encoder.device().c_str() : "";
+}
+
+const char* uniecs_encoder_precision(const uniecs_encoder* encoder) {
+    return encoder ? encoder->encoder.precision().c_str() : "";
+}
+
 uniecs_status uniecs_encoder_encode(const uniecs_encoder* encoder, const uniecs_item* items, size_t n,
-                                    float* out) {
+                                    size_t batch_size, float* out, uniecs_report** report) {
     return guarded([&] {
         require(encoder, "encoder");
         if (n) require(items, "items"), require(out, "out");
+        if (report) *report = nullptr;
+        if (!batch_size) batch_size = 32;
+        if (report) return keep_report(encode_good(encoder->encoder, items, n, batch_size, out), report);
         std::vector<uniecs::Item> all;
         for (size_t i = 0; i < n; ++i) all.push_back(item_of(items[i]));
-        const std::vector<float> embeddings = encoder->encoder.encode(all);
+        const std::vector<float> embeddings = encoder->encoder.encode(all, batch_size);
         std::copy(embeddings.begin(), embeddings.end(), out);
     });
 }
+
+size_t uniecs_report_added(const uniecs_report* report) { return report ? report->report.added : 0; }
+
+size_t uniecs_report_rejected(const uniecs_report* report) { return report ? report->rejections.size() : 0; }
+
+const uniecs_rejection* uniecs_report_at(const uniecs_report* report, size_t place) {
+    return report && place < report->rejections.size() ? &report->rejections[place] : nullptr;
+}
+
+void uniecs_report_free(uniecs_report* report) { delete report; }

@@ -1,5 +1,6 @@
 // The C interface of SearchEngine: it keeps what a call gave, and hands out pointers into it.
 #include <algorithm>
+#include <mutex>
 #include <string_view>
 
 #include "c_status.hpp"
@@ -7,7 +8,12 @@
 using namespace uniecs::c;
 
 struct uniecs_engine {
+    explicit uniecs_engine(uniecs::SearchEngine opened) : engine(std::move(opened)) {
+        for (const std::string& view : engine.views()) views += (views.empty() ? "" : ",") + view;
+    }
+
     uniecs::SearchEngine engine;
+    std::string views;
 };
 
 struct uniecs_hits {
@@ -16,13 +22,10 @@ struct uniecs_hits {
         std::string message;
         std::vector<uniecs::Hit> kept;
         std::vector<uniecs_hit> hits;
+        mutable std::string json;  // made when it is asked for
     };
     std::vector<Query> queries;
-};
-
-struct uniecs_report {
-    uniecs::AddReport report;
-    std::vector<uniecs_rejection> rejections;  // their texts are in `report`
+    mutable std::mutex making_json;
 };
 
 namespace {
@@ -82,29 +85,6 @@ uniecs::Product product_of(const uniecs_product& given) {
     return product;
 }
 
-// What n things given are made into, but for those that have an error instead.
-template <typename T>
-struct Made {
-    std::vector<T> good;
-    std::vector<size_t> places;              // of the good among all
-    std::vector<std::exception_ptr> errors;  // of all
-};
-
-template <typename T, typename Given>
-Made<T> made_of(const Given* given, size_t n, T make(const Given&)) {
-    Made<T> made;
-    made.errors.resize(n);
-    for (size_t i = 0; i < n; ++i) {
-        try {
-            made.good.push_back(make(given[i]));
-            made.places.push_back(i);
-        } catch (const uniecs::Error&) {
-            made.errors[i] = std::current_exception();
-        }
-    }
-    return made;
-}
-
 uniecs_hit hit_of(const uniecs::Hit& hit) {
     const uniecs::Product& product = hit.product;
     return {hit.id.c_str(), hit.score, product.title ? product.title->c_str() : nullptr,
@@ -123,17 +103,6 @@ uniecs_hits* one_query(std::vector<uniecs::Hit> hits) {
     auto made = std::make_unique<uniecs_hits>();
     made->queries.push_back(query_of(std::move(hits), nullptr));
     return made.release();
-}
-
-void keep_report(uniecs::AddReport report, uniecs_report** out) {
-    if (!out) return;
-    auto made = std::make_unique<uniecs_report>();
-    made->report = std::move(report);
-    for (uniecs::Rejected& each : made->report.rejected) {
-        const uniecs_status status = status_of(each.error, each.message);
-        made->rejections.push_back({each.row, each.id.c_str(), status, each.message.c_str()});
-    }
-    *out = made.release();
 }
 
 template <typename Call>
@@ -167,8 +136,8 @@ uniecs_status uniecs_engine_create(const char* path, const uniecs_encoder* encod
     return guarded([&] {
         require(path, "path"), require(encoder, "encoder"), require(engine, "engine");
         *engine = nullptr;
-        *engine = new uniecs_engine{
-            uniecs::SearchEngine::create(path, encoder->encoder, config_of(config), options_of(options))};
+        *engine = new uniecs_engine(
+            uniecs::SearchEngine::create(path, encoder->encoder, config_of(config), options_of(options)));
     });
 }
 
@@ -177,7 +146,7 @@ uniecs_status uniecs_engine_open(const char* path, const uniecs_encoder* encoder
     return guarded([&] {
         require(path, "path"), require(encoder, "encoder"), require(engine, "engine");
         *engine = nullptr;
-        *engine = new uniecs_engine{uniecs::SearchEngine::open(path, encoder->encoder, options_of(options))};
+        *engine = new uniecs_engine(uniecs::SearchEngine::open(path, encoder->encoder, options_of(options)));
     });
 }
 
@@ -198,6 +167,8 @@ uniecs_status uniecs_engine_size(const uniecs_engine* engine, size_t* products) 
     });
 }
 
+const char* uniecs_engine_views(const uniecs_engine* engine) { return engine ? engine->views.c_str() : ""; }
+
 uniecs_status uniecs_engine_add(uniecs_engine* engine, const uniecs_product* products, size_t n,
                                 uniecs_report** report) {
     return put(engine, products, n, report,
@@ -210,13 +181,15 @@ uniecs_status uniecs_engine_update(uniecs_engine* engine, const uniecs_product* 
                [](uniecs::SearchEngine& e, const auto& all) { return e.update(all); });
 }
 
-uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids, size_t n) {
+uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids, size_t n, size_t* removed) {
     return guarded([&] {
         require(engine, "engine");
+        if (removed) *removed = 0;
         if (n) require(ids, "ids");
         std::vector<std::string> all;
         for (size_t i = 0; i < n; ++i) require(ids[i], "an id"), all.emplace_back(ids[i]);
-        engine->engine.remove(all);
+        const std::size_t count = engine->engine.remove(all);
+        if (removed) *removed = count;
     });
 }
 
@@ -277,14 +250,14 @@ const uniecs_hit* uniecs_hits_at(const uniecs_hits* hits, size_t query, size_t p
     return found && place < found->hits.size() ? &found->hits[place] : nullptr;
 }
 
-void uniecs_hits_free(uniecs_hits* hits) { delete hits; }
-
-size_t uniecs_report_added(const uniecs_report* report) { return report ? report->report.added : 0; }
-
-size_t uniecs_report_rejected(const uniecs_report* report) { return report ? report->rejections.size() : 0; }
-
-const uniecs_rejection* uniecs_report_at(const uniecs_report* report, size_t place) {
-    return report && place < report->rejections.size() ? &report->rejections[place] : nullptr;
+const char* uniecs_hits_json(const uniecs_hits* hits, size_t query) {
+    const auto* found = query_at(hits, query);
+    if (!found) return nullptr;
+    const uniecs_status made = guarded([&] {
+        const std::lock_guard<std::mutex> lock(hits->making_json);
+        if (found->json.empty()) found->json = uniecs::to_json(found->kept);
+    });
+    return made == UNIECS_OK ? found->json.c_str() : nullptr;
 }
 
-void uniecs_report_free(uniecs_report* report) { delete report; }
+void uniecs_hits_free(uniecs_hits* hits) { delete hits; }

@@ -98,11 +98,13 @@ class Encoder::Impl {
   public:
     Impl(const std::string& folder, const EncoderOptions& options)
         : given(folder),
+          options(options),
+          device(options.backend == "tensorrt" ? "cuda" : "cpu"),
           bundle(open_bundle(folder)),
           tokenizer(bundle.tokenizer_json, bundle.max_tokens),
           backend(make_backend(bundle, options)) {}
 
-    std::vector<float> encode(const std::vector<Item>& items, std::vector<std::exception_ptr>& errors,
+    std::vector<float> encode(Span<const Item> items, std::vector<std::exception_ptr>& errors,
                               std::size_t batch_size) const {
         if (batch_size == 0) throw InputError("batch_size is 0; expected at least 1");
         errors.assign(items.size(), nullptr);
@@ -125,6 +127,8 @@ class Encoder::Impl {
     std::size_t dim() const { return bundle.embed_dim; }
 
     const std::string given;
+    const EncoderOptions options;
+    const std::string device;
     Bundle bundle;
     const Tokenizer tokenizer;
     const std::unique_ptr<Backend> backend;
@@ -210,6 +214,12 @@ const std::string& Encoder::model_id() const { return impl_->bundle.model_id; }
 
 const std::string& Encoder::bundle() const { return impl_->given; }
 
+const std::string& Encoder::backend() const { return impl_->options.backend; }
+
+const std::string& Encoder::device() const { return impl_->device; }
+
+const std::string& Encoder::precision() const { return impl_->options.precision; }
+
 const std::string& Encoder::folder() const { return impl_->bundle.folder; }
 
 namespace {
@@ -232,7 +242,7 @@ namespace {
 
 }  // namespace
 
-std::vector<float> Encoder::encode(const std::vector<Item>& items, std::size_t batch_size) const {
+std::vector<float> Encoder::encode(Span<const Item> items, std::size_t batch_size) const {
     std::vector<std::exception_ptr> errors;
     std::vector<float> embeddings = impl_->encode(items, errors, batch_size);
     for (std::size_t i = 0; i < errors.size(); ++i)
@@ -240,7 +250,7 @@ std::vector<float> Encoder::encode(const std::vector<Item>& items, std::size_t b
     return embeddings;
 }
 
-std::vector<float> Encoder::encode(const std::vector<Item>& items, std::vector<std::exception_ptr>& errors,
+std::vector<float> Encoder::encode(Span<const Item> items, std::vector<std::exception_ptr>& errors,
                                    std::size_t batch_size) const {
     return impl_->encode(items, errors, batch_size);
 }

@@ -56,7 +56,7 @@ class SearchEngine::Impl {
 
     std::size_t size() const { return check_open(), index_->size(); }
 
-    AddReport put(const std::vector<Product>& products, bool known) {
+    AddReport put(Span<const Product> products, bool known) {
         check_open();
         AddReport report;
         for (std::size_t first = 0; first < products.size(); first += CHUNK) {
@@ -75,7 +75,7 @@ class SearchEngine::Impl {
         return report;
     }
 
-    std::size_t remove(const std::vector<std::string>& ids) {
+    std::size_t remove(Span<const std::string> ids) {
         const std::lock_guard<std::mutex> lock(writing_);
         check_open();
         const Keys wanted(ids.begin(), ids.end()), held = index_->known({wanted.begin(), wanted.end()});
@@ -88,7 +88,7 @@ class SearchEngine::Impl {
         return wanted.size();
     }
 
-    std::vector<std::vector<Hit>> search(const std::vector<Item>& queries, const QueryOptions& options,
+    std::vector<std::vector<Hit>> search(Span<const Item> queries, const QueryOptions& options,
                                          std::vector<std::exception_ptr>* errors) {
         check_open();
         const std::string& view = checked_view(options.view);
@@ -111,12 +111,12 @@ class SearchEngine::Impl {
         return hits;
     }
 
-    std::vector<Hit> similar(const std::string& id, const QueryOptions& options) {
+    std::vector<Hit> similar(std::string_view id, const QueryOptions& options) {
         check_open();
         const std::string& view = checked_view(options.view);
         const std::size_t k = checked_k(options.k);
         const std::optional<store::Filter> where = checked_where(options.where);
-        const std::vector<float> vector = index_->vector(id, view);
+        const std::vector<float> vector = index_->vector(std::string(id), view);
         std::vector<Hit> hits = hits_of(index_->search(view, vector, k + 1, where ? &*where : nullptr)[0]);
         hits.erase(std::remove_if(hits.begin(), hits.end(), [&](const Hit& hit) { return hit.id == id; }),
                    hits.end());
@@ -295,32 +295,32 @@ SearchEngine SearchEngine::open(const std::string& path, const Encoder& encoder,
 
 const std::vector<std::string>& SearchEngine::views() const { return impl_->views(); }
 std::size_t SearchEngine::size() const { return impl_->size(); }
-AddReport SearchEngine::add(const std::vector<Product>& products) { return impl_->put(products, false); }
-AddReport SearchEngine::update(const std::vector<Product>& products) { return impl_->put(products, true); }
-std::size_t SearchEngine::remove(const std::vector<std::string>& ids) { return impl_->remove(ids); }
+AddReport SearchEngine::add(Span<const Product> products) { return impl_->put(products, false); }
+AddReport SearchEngine::update(Span<const Product> products) { return impl_->put(products, true); }
+std::size_t SearchEngine::remove(Span<const std::string> ids) { return impl_->remove(ids); }
 void SearchEngine::save() { impl_->save(); }
 void SearchEngine::close() { impl_->close(); }
 
 std::vector<Hit> SearchEngine::search(const Item& query, const QueryOptions& options) const {
     std::vector<std::exception_ptr> errors;
-    std::vector<std::vector<Hit>> hits = impl_->search({query}, options, &errors);
+    std::vector<std::vector<Hit>> hits = impl_->search({&query, 1}, options, &errors);
     if (errors[0]) std::rethrow_exception(errors[0]);
     return std::move(hits[0]);
 }
 
-std::vector<std::vector<Hit>> SearchEngine::search_batch(const std::vector<Item>& queries,
+std::vector<std::vector<Hit>> SearchEngine::search_batch(Span<const Item> queries,
                                                          const QueryOptions& options) const {
     return impl_->search(queries, options, nullptr);
 }
 
-std::vector<std::vector<Hit>> SearchEngine::search_batch(const std::vector<Item>& queries,
+std::vector<std::vector<Hit>> SearchEngine::search_batch(Span<const Item> queries,
                                                          const QueryOptions& options,
                                                          std::vector<std::exception_ptr>& errors) const {
     errors.assign(queries.size(), nullptr);
     return impl_->search(queries, options, &errors);
 }
 
-std::vector<Hit> SearchEngine::similar(const std::string& id, const QueryOptions& options) const {
+std::vector<Hit> SearchEngine::similar(std::string_view id, const QueryOptions& options) const {
     return impl_->similar(id, options);
 }
 

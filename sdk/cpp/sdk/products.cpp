@@ -82,7 +82,7 @@ store::Record record_of(const Product& product) {
     return record;
 }
 
-std::string to_json(const std::vector<Hit>& hits) {
+std::string to_json(Span<const Hit> hits) {
     std::string made = "[";
     for (const Hit& hit : hits) {
         const Product& product = hit.product;

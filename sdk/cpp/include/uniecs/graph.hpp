@@ -23,17 +23,20 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace uniecs {
 
 using Row = std::uint64_t;
 
-// C++20's std::span, as far as it is needed here: n values that somebody else keeps.
+// C++20's std::span, as far as it is needed here, with C++26's way from a list: n values that somebody else
+// keeps, for as long as a call takes.
 template <typename T>
 class Span {
   public:
@@ -41,6 +44,7 @@ class Span {
     Span(T* data, std::size_t size) : data_(data), size_(size) {}
     template <typename Container>
     Span(Container&& c) : data_(c.data()), size_(c.size()) {}  // NOLINT: implicit, as span
+    Span(std::initializer_list<std::remove_const_t<T>> list) : Span(list.begin(), list.size()) {}
 
     T* data() const { return data_; }
     std::size_t size() const { return size_; }

@@ -6,14 +6,16 @@
  *       fprintf(stderr, "%s\n", uniecs_error_message());
  *   uniecs_item item = {.text = "red kurta"};
  *   float *x = malloc(uniecs_encoder_embed_dim(encoder) * sizeof *x);
- *   uniecs_encoder_encode(encoder, &item, 1, x);
+ *   uniecs_encoder_encode(encoder, &item, 1, 0, x, NULL);
  *
  *   uniecs_engine *engine = NULL;
  *   uniecs_hits *hits = NULL;
- *   if (uniecs_engine_open("shop.uniecs", encoder, NULL, &engine) == UNIECS_OK &&
- *       uniecs_engine_search(engine, &item, 10, NULL, "{\"price\": {\"$between\": [null, 50]}}", &hits) ==
- * UNIECS_OK) for (size_t i = 0; i < uniecs_hits_count(hits, 0); i++) printf("%.4f %s\n", uniecs_hits_at(hits,
- * 0, i)->score, uniecs_hits_at(hits, 0, i)->id); uniecs_hits_free(hits); uniecs_engine_free(engine);
+ *   uniecs_engine_open("shop.uniecs", encoder, NULL, &engine);
+ *   uniecs_engine_search(engine, &item, 10, NULL, "{\"price\": {\"$between\": [null, 50]}}", &hits);
+ *   for (size_t i = 0; i < uniecs_hits_count(hits, 0); i++)
+ *       printf("%.4f %s\n", uniecs_hits_at(hits, 0, i)->score, uniecs_hits_at(hits, 0, i)->id);
+ *   uniecs_hits_free(hits);
+ *   uniecs_engine_free(engine);
  *   uniecs_encoder_free(encoder);
  *
  * Every function may be called from any thread, but free waits for nobody: call it last. Strings are UTF-8
@@ -50,6 +52,7 @@ typedef enum uniecs_status {
 } uniecs_status;
 
 typedef struct uniecs_encoder uniecs_encoder;
+typedef struct uniecs_report uniecs_report; /* of many items or products: those that were left out, and why */
 
 /* A text, an image, or both. An image is the path of a file, or `image_bytes` bytes at `image_data`. */
 typedef struct uniecs_item {
@@ -69,16 +72,22 @@ UNIECS_API uniecs_status uniecs_encoder_load(const char* bundle, const char* bac
 UNIECS_API void uniecs_encoder_free(uniecs_encoder* encoder);
 UNIECS_API size_t uniecs_encoder_embed_dim(const uniecs_encoder* encoder);
 UNIECS_API const char* uniecs_encoder_model_id(const uniecs_encoder* encoder);
+UNIECS_API const char* uniecs_encoder_bundle(const uniecs_encoder* encoder); /* as it was given */
+UNIECS_API const char* uniecs_encoder_backend(const uniecs_encoder* encoder);
+UNIECS_API const char* uniecs_encoder_device(const uniecs_encoder* encoder); /* "cpu" or "cuda" */
+UNIECS_API const char* uniecs_encoder_precision(const uniecs_encoder* encoder);
 
-/* Unit embeddings of n items into `out` (n x embed_dim); an item that cannot be used fails the call. */
+/* Unit embeddings of n items into `out` (n x embed_dim), `batch_size` (0: 32) at a time. Items that cannot be
+ * used are in the report, with NaN for their embeddings, and the others go on; where `report` is NULL, the
+ * first of them fails the call. uniecs_report_free. */
 UNIECS_API uniecs_status uniecs_encoder_encode(const uniecs_encoder* encoder, const uniecs_item* items,
-                                               size_t n, float* out);
+                                               size_t n, size_t batch_size, float* out,
+                                               uniecs_report** report);
 
 /* The engine: products in an index folder, docs/index-format.md. NULL for what has a default. */
 
 typedef struct uniecs_engine uniecs_engine;
 typedef struct uniecs_hits uniecs_hits;
-typedef struct uniecs_report uniecs_report;
 
 typedef struct uniecs_open_options {
     const char* durability;                           /* "full" (default) or "batch" */
@@ -114,7 +123,7 @@ typedef struct uniecs_hit {
 
 typedef struct uniecs_rejection {
     size_t row;
-    const char* id; /* empty: it had none */
+    const char* id; /* of a product; empty: it had none */
     uniecs_status status;
     const char* message;
 } uniecs_rejection;
@@ -129,6 +138,7 @@ UNIECS_API void uniecs_engine_free(uniecs_engine* engine); /* closes */
 UNIECS_API uniecs_status uniecs_engine_close(uniecs_engine* engine);
 UNIECS_API uniecs_status uniecs_engine_save(uniecs_engine* engine);
 UNIECS_API uniecs_status uniecs_engine_size(const uniecs_engine* engine, size_t* products);
+UNIECS_API const char* uniecs_engine_views(const uniecs_engine* engine); /* as in uniecs_index_config */
 
 /* Products that cannot be used are in the report, and the others go on. uniecs_report_free; `report` may be
  * NULL. */
@@ -136,8 +146,9 @@ UNIECS_API uniecs_status uniecs_engine_add(uniecs_engine* engine, const uniecs_p
                                            uniecs_report** report);
 UNIECS_API uniecs_status uniecs_engine_update(uniecs_engine* engine, const uniecs_product* products, size_t n,
                                               uniecs_report** report);
-/* All or, where an id is unknown, none. */
-UNIECS_API uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids, size_t n);
+/* All or, where an id is unknown, none; how many there were into `removed`, which may be NULL. */
+UNIECS_API uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids, size_t n,
+                                              size_t* removed);
 
 /* `where` is a filter as JSON, docs/cpp.md. uniecs_hits_free. */
 UNIECS_API uniecs_status uniecs_engine_search(const uniecs_engine* engine, const uniecs_item* query, size_t k,
@@ -155,9 +166,12 @@ UNIECS_API uniecs_status uniecs_hits_status(const uniecs_hits* hits, size_t quer
 UNIECS_API const char* uniecs_hits_message(const uniecs_hits* hits, size_t query);
 UNIECS_API size_t uniecs_hits_count(const uniecs_hits* hits, size_t query);
 UNIECS_API const uniecs_hit* uniecs_hits_at(const uniecs_hits* hits, size_t query, size_t place);
+/* [{"id": ..., "score": ..., "title": ..., "image": ..., "attributes": {...}}, ...]; NULL too where memory
+ * is short. */
+UNIECS_API const char* uniecs_hits_json(const uniecs_hits* hits, size_t query);
 UNIECS_API void uniecs_hits_free(uniecs_hits* hits);
 
-UNIECS_API size_t uniecs_report_added(const uniecs_report* report);
+UNIECS_API size_t uniecs_report_added(const uniecs_report* report); /* or embedded */
 UNIECS_API size_t uniecs_report_rejected(const uniecs_report* report);
 UNIECS_API const uniecs_rejection* uniecs_report_at(const uniecs_report* report, size_t place);
 UNIECS_API void uniecs_report_free(uniecs_report* report);

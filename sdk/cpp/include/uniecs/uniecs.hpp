@@ -4,13 +4,14 @@
 //   auto encoder = uniecs::Encoder::load("bundles/mini");
 //   auto engine = uniecs::SearchEngine::create("shop.uniecs", encoder);
 //   engine.add({{"1", "red kurta", uniecs::Image::file("1.jpg"), R"({"price": 20})"}});
-//   for (const uniecs::Hit& hit : engine.search({"kurta", {}}, {10, {}, R"({"price": {"$between": [null,
-//   50]}})"}))
+//   const char* cheap = R"({"price": {"$between": [null, 50]}})";
+//   for (const uniecs::Hit& hit : engine.search({"kurta", {}}, {10, {}, cheap}))
 //       std::printf("%.4f %s\n", hit.score, hit.id.c_str());
 //   engine.save();
 //
-// An Encoder and a SearchEngine may be moved, not copied; any number of threads may use one at once. Every
-// error is a uniecs::Error (errors.hpp). The C interface to the same is uniecs.h.
+// An Encoder and a SearchEngine may be moved, not copied; any number of threads may use one at once. A Span
+// is made of a std::vector, a std::array, a list in braces, or a pointer and a size. Every error is a
+// uniecs::Error (errors.hpp). The C interface to the same is uniecs.h.
 #pragma once
 
 #include <cstddef>
@@ -44,7 +45,7 @@ class Image {
     std::string_view data_;
 };
 
-// What to embed, or to search for: a text (UTF-8), an image, or both.
+// What to embed, or to search for: a text (UTF-8), an image, or both. It owns its text, which is short.
 struct Item {
     std::optional<std::string> text;
     std::optional<Image> image;
@@ -68,15 +69,18 @@ class Encoder {
 
     std::size_t embed_dim() const;
     const std::string& model_id() const;
-    const std::string& bundle() const;  // the folder, as it was given
+    const std::string& bundle() const;     // the folder, as it was given
+    const std::string& backend() const;    // "openvino" or "tensorrt"
+    const std::string& device() const;     // "cpu" or "cuda"
+    const std::string& precision() const;  // "fp32", "bf16", "int8" or "fp16"
 
     // Unit embeddings (items x embed_dim), in the order of the items. Throws Error for the first item that
     // cannot be used, its position in the message: input, text, image; and backend.
-    std::vector<float> encode(const std::vector<Item>& items, std::size_t batch_size = 32) const;
+    std::vector<float> encode(Span<const Item> items, std::size_t batch_size = 32) const;
 
     // As encode, but an item that cannot be used has its error in `errors` (one for each item, empty for
     // none) and NaN for its embedding.
-    std::vector<float> encode(const std::vector<Item>& items, std::vector<std::exception_ptr>& errors,
+    std::vector<float> encode(Span<const Item> items, std::vector<std::exception_ptr>& errors,
                               std::size_t batch_size = 32) const;
 
   private:
@@ -163,21 +167,21 @@ class SearchEngine {
 
     // Embed and index new products. One that cannot be used (a known id, an image that cannot be read,
     // nothing for any view) is reported as rejected, and the others go on. `update` replaces products whole.
-    AddReport add(const std::vector<Product>& products);
-    AddReport update(const std::vector<Product>& products);
+    AddReport add(Span<const Product> products);
+    AddReport update(Span<const Product> products);
     // How many there were. Throws InputError for an unknown id, and removes none.
-    std::size_t remove(const std::vector<std::string>& ids);
+    std::size_t remove(Span<const std::string> ids);
 
     // The k products most similar, best first. Throws TextError, ImageError, FilterError, InputError.
     std::vector<Hit> search(const Item& query, const QueryOptions& options = {}) const;
     // For many queries, embedded together; the second has the errors of queries that cannot be read in
     // `errors` (one for each query, empty for none), and no hits for them.
-    std::vector<std::vector<Hit>> search_batch(const std::vector<Item>& queries,
+    std::vector<std::vector<Hit>> search_batch(Span<const Item> queries,
                                                const QueryOptions& options = {}) const;
-    std::vector<std::vector<Hit>> search_batch(const std::vector<Item>& queries, const QueryOptions& options,
+    std::vector<std::vector<Hit>> search_batch(Span<const Item> queries, const QueryOptions& options,
                                                std::vector<std::exception_ptr>& errors) const;
     // The products most similar to the product `id`, itself left out.
-    std::vector<Hit> similar(const std::string& id, const QueryOptions& options = {}) const;
+    std::vector<Hit> similar(std::string_view id, const QueryOptions& options = {}) const;
 
     // Write the graphs as they are, so that the next opening need not build them; no data depends on it.
     void save();
@@ -191,6 +195,6 @@ class SearchEngine {
 };
 
 // [{"id": ..., "score": ..., "title": ..., "image": ..., "attributes": {...}}, ...]
-std::string to_json(const std::vector<Hit>& hits);
+std::string to_json(Span<const Hit> hits);
 
 }  // namespace uniecs
