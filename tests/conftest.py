@@ -30,7 +30,7 @@ LONGEST = [
     f"test_{name}"
     for name in (
         *("bulk_embed", "distributed", "cpp_tokenizer", "graph", "cpp_images", "from_bundle", "gate_kernel"),
-        *("house", "cpp_engine", "item_fusion", "export", "cpp_fuzz", "training"),
+        *("house", "cpp_engine", "item_fusion", "export", "cpp_fuzz", "cpp_benchmarks", "training"),
     )
 ]
 
@@ -119,13 +119,25 @@ def sanitized_build(cpp_build: Callable[..., Path]) -> Callable[[str], Path]:
     return lambda sanitizer: cpp_build(f"-DUNIECS_SANITIZE={sanitizer}", targets=targets.get(sanitizer, ()))
 
 
-@pytest.fixture(scope="session")
-def cpp_sdk_build(cpp_build: Callable[..., Path]) -> Path:
-    """The SDK built as docs/cpp.md says, with OpenVINO from its wheel."""
+def sdk_options() -> list[str]:
+    """The SDK as docs/cpp.md builds it, with OpenVINO from its wheel, and its benchmarks."""
     found = importlib.util.find_spec("openvino")
     assert found is not None and found.origin is not None
     prefix = f"-DCMAKE_PREFIX_PATH={Path(found.origin).parent / 'cmake'}"
-    return cpp_build("-DUNIECS_SDK=ON", "-DUNIECS_BENCHMARKS=ON", "-DBUILD_TESTING=OFF", prefix)
+    return ["-DUNIECS_SDK=ON", "-DUNIECS_BENCHMARKS=ON", "-DBUILD_TESTING=OFF", prefix]
+
+
+@pytest.fixture(scope="session")
+def cpp_sdk_build(cpp_build: Callable[..., Path]) -> Path:
+    """The SDK, its examples and benchmarks."""
+    return cpp_build(*sdk_options())
+
+
+@pytest.fixture(scope="session")
+def sanitized_soak(sanitized_build: Callable[[str], Path], cpp_build: Callable[..., Path]) -> Path:
+    """benchmarks/cpp/soak.cpp and the SDK under it with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    sanitized_build("address,undefined")  # first: ccache then has what both need
+    return cpp_build("-DUNIECS_SANITIZE=address,undefined", *sdk_options(), targets=["soak"]) / "soak"
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import runpy
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,6 +150,20 @@ def test_items_that_cannot_be_used_are_reported(sdk: Any, tiny_bundle: Path) -> 
     assert sdk.encode_good(encoder, twice)[2] == [(0, "", INPUT, "there are both image_path and image_data")]
     assert sdk.encode_good(encoder, [])[1:] == (0, [])
     sdk.c.uniecs_encoder_free(encoder)
+
+
+def test_many_threads_use_the_c_interface_under_thread_sanitizer(
+    sanitized_build: Callable[[str], Path], tmp_path: Path
+) -> None:
+    program = sanitized_build("thread") / "sdk_stress"
+    if not program.exists():
+        pytest.skip("libraries of the C++ SDK are not installed: see CONTRIBUTING.md")
+    (tmp_path / "a.jpg").write_bytes(photo(0, (60, 80), "JPEG"))
+    command = [program, packaged_bundle("mini"), tmp_path / "a.uniecs", tmp_path / "a.jpg"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("this kernel's address layout is not known to ThreadSanitizer")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_many_threads_share_an_encoder(sdk: Any, tiny_bundle: Path) -> None:
