@@ -45,6 +45,7 @@ MODULES = {
     "uniecs.local_index": "serve",
     "uniecs.filter_sets": "serve",
     "uniecs.engine": "serve",
+    "uniecs.engine_input": "serve",
     "uniecs.query_cache": "serve",
     "uniecs.index_folder": "serve",
     "uniecs.milvus_connection": "serve",
