@@ -213,8 +213,9 @@ def _check_columns(columns: Iterable[str], name: object, required: Sequence[str]
 
 def _check_spelling(names: Collection[object], where: object, error: type[UniecsError]) -> None:
     """Raise `error` for "Title" where there is no "title": as an attribute it would leave products without words."""
-    for name in names:
-        if isinstance(name, str) and (meant := name.strip().lower()) in FIELDS and meant not in names:
+    missing = FIELDS.difference(names)
+    for name in names if missing else ():
+        if isinstance(name, str) and (meant := name.strip().lower()) in missing:
             raise error(f"{where} has {name!r} and no {meant!r}; write {meant!r}, or another name for an attribute")
 
 
