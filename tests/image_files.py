@@ -79,9 +79,6 @@ def jpegs() -> Files:
     yield "jpeg both exif and xmp", saved(picture(61, 43), "JPEG", exif=exif(3), xmp=XMP.format(6).encode())
     yield "jpeg two exif segments", with_segment(with_segment(plain, 0xE1, exif(6)[30:]), 0xE1, exif(6)[:30])
     yield "jpeg split exif", with_segment(with_segment(plain, 0xE1, b"Exif\0\0" + exif(6)[30:]), 0xE1, exif(6)[:30])
-    yield "jpeg broken exif, no resolution", with_segment(plain, 0xE1, b"Exif\0\0nonsense")
-    with_dpi = saved(picture(61, 43), "JPEG", dpi=(72, 72))
-    yield "jpeg broken exif, resolution", with_segment(with_dpi, 0xE1, b"Exif\0\0nonsense")
     yield "jpeg empty exif", with_segment(plain, 0xE1, b"Exif\0\0")
     yield "jpeg adobe rgb", with_segment(without_segment(plain, 0xE0), 0xEE, b"Adobe\0\x64\0\0\0\0\0")
     yield "jpeg adobe ycc", with_segment(without_segment(plain, 0xE0), 0xEE, b"Adobe\0\x64\0\0\0\0\1")
@@ -204,7 +201,6 @@ def pngs() -> Files:
     yield "png international text exif", png(9, 9, 8, 2, before=((b"iTXt", b"exif\0\0\0\0\0text"),))
     yield "png text transparency", png(9, 9, 8, 2, before=((b"tEXt", b"transparency\0text"),))
     yield "png text transparency, alpha", png(9, 9, 8, 6, before=((b"tEXt", b"transparency\0text"),))
-    yield "png broken eXIf", png(9, 9, 8, 2, before=((b"eXIf", b"nonsense"),))
     frames = [picture(33, 21, "RGBA", seed) for seed in range(3)]
     yield "apng", saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
     default = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True)
@@ -349,10 +345,81 @@ def bmps() -> Files:
     yield "bmp runs, end of picture", bmp(13, 9, 8, runs[:9] + b"\0\1", compression=1, palette=quads)
 
 
+def directory(*entries: tuple[int, int, int, bytes], more: int = 0, start: int = 8) -> bytes:
+    """A TIFF block of (tag, type, count, value or its place) that tells of `more` entries than it has."""
+    made = b"MM\0\x2a" + struct.pack(">LH", start, len(entries) + more)
+    for tag, kind, count, value in entries:
+        made += struct.pack(">HHL", tag, kind, count) + value.ljust(4, b"\0")
+    return made
+
+
+def unreadable_exif() -> dict[str, bytes]:
+    """Damaged EXIF blocks, from the TIFF header on, by what is wrong: none tells an orientation of 2 to 8."""
+    whole, six = exif(6)[6:], (0x0112, 3, 1, b"\0\6")
+    beyond = struct.pack(">L", 1 << 31)
+    made = {f"cut to {size}": whole[:size] for size in (1, 4, 7, 8, 9, 10, 15, 21, 33)}
+    for number in (0, 9, 65535):
+        made[f"orientation {number}"] = directory((0x0112, 3, 1, struct.pack(">H", number)))
+    for kind in (0, 1, 2, 7, 14, 99):
+        made[f"type {kind}"] = directory((0x0112, kind, 1, b"\6"))
+    for count in (0, 9, 0xFFFFFFFF):
+        made[f"count {count}"] = directory((0x0112, 3, count, b"\0\6"))
+    return made | {
+        "nonsense": b"nonsense",
+        "unknown byte order": b"XX" + whole[2:],
+        "unknown magic": b"MM\0\x2c" + whole[4:],
+        "BigTIFF": b"II\x2b\0\x08\0\0\0" + whole[8:],
+        "directory beyond the end": directory(six, start=1 << 31),
+        "65535 entries, and none": directory(more=65535),
+        "text beyond the end": directory((0x010E, 2, 8, beyond), six),
+        "orientation beyond the end": directory((0x0112, 4, 2, beyond)),
+        "6 / 0": directory((0x0112, 5, 1, struct.pack(">L", 26))) + struct.pack(">LLL", 0, 6, 0),
+        "6.5": directory((0x0112, 11, 1, struct.pack(">f", 6.5))),
+        "-6": directory((0x0112, 8, 1, struct.pack(">h", -6))),
+    }
+
+
+def odd_exif() -> dict[str, bytes]:
+    """Damaged EXIF blocks that still tell orientation 6."""
+    six = (0x0112, 3, 1, b"\0\6")
+    return {
+        "end behind the tag": directory(six),
+        "65535 entries, and one": directory(six, more=65534),
+        "text of 4 GB": directory((0x010E, 2, 0xFFFFFFFF, b""), six),
+        "12 / 2": directory((0x0112, 5, 1, struct.pack(">L", 26))) + struct.pack(">LLL", 0, 12, 2),
+        "6.0": directory((0x0112, 11, 1, struct.pack(">f", 6))),
+        "two orientations": directory(six, (0x0112, 3, 1, b"\0\3")),
+        "width that Pillow cannot write": directory((0x0100, 11, 1, struct.pack(">f", 6.5)), six),
+    }
+
+
+def with_exif(block: bytes, xmp: bytes = b"") -> dict[str, bytes]:
+    """A picture 19 x 23 with an EXIF block, from the TIFF header on, in each place that is read for one."""
+    image, segment = picture(19, 23), b"Exif\0\0" + block
+    profile = b"Raw profile type exif\0\nexif\n%8d\n%s\n" % (len(block), block.hex().encode())
+    texts = ((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),) if xmp else ()
+    return {
+        "jpeg": with_segment(saved(image, "JPEG", xmp=xmp), 0xE1, segment),
+        "jpeg with a resolution": with_segment(saved(image, "JPEG", xmp=xmp, dpi=(72, 72)), 0xE1, segment),
+        "png": png(19, 23, 8, 2, before=((b"eXIf", block), *texts)),
+        "png after its pixels": png(19, 23, 8, 2, after=((b"eXIf", block), *texts)),
+        "png in a text": png(19, 23, 8, 2, before=((b"tEXt", profile), *texts)),
+        "webp": saved(image, "WEBP", exif=block, xmp=xmp),
+    }
+
+
+def damaged_exif() -> Files:
+    for name, block in (unreadable_exif() | odd_exif()).items():
+        for place, data in with_exif(block).items():
+            yield f"{place}, exif: {name}", data
+    for place, data in with_exif(b"nonsense", XMP.format(6).encode()).items():
+        yield f"{place}, exif: nonsense beside xmp", data
+
+
 def image_files() -> dict[str, bytes]:
     """By name; every file once."""
     made = {}
-    for files in (jpegs, pngs, webps, gifs, bmps):
+    for files in (jpegs, pngs, webps, gifs, bmps, damaged_exif):
         made.update(files())
     made |= {
         "tiff": saved(picture(9, 9), "TIFF"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import runpy
 import struct
 import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from uniecs.preprocess import (
 )
 
 P = Preprocessing(height_px=40, width_px=30)
+files = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("image_files.py"))))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -228,6 +231,26 @@ def test_exif_orientation_is_applied() -> None:
     assert shown.size == (20, 40)
     assert shown.getpixel((10, 5))[1] < 60
     assert shown.getpixel((10, 35))[1] > 200
+    assert open_image(shown).size == (20, 40)  # and not once more
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF
+def test_an_exif_block_that_cannot_be_read_is_none() -> None:
+    upright, turned = (files.with_exif(files.exif(orientation)[6:]) for orientation in (1, 6))
+    assert {open_image(data).size for data in turned.values()} == {(23, 19)}
+    for blocks, expected in ((files.unreadable_exif(), upright), (files.odd_exif(), turned)):
+        for name, block in blocks.items():
+            for place, data in files.with_exif(block).items():
+                shown = pixel_values(data, P)
+                np.testing.assert_array_equal(shown, pixel_values(expected[place], P), f"{place}, {name}")
+    for data in files.with_exif(b"nonsense", files.XMP.format(6).encode()).values():
+        assert open_image(data).size == (19, 23)
+
+
+def test_damaged_pixels_beside_damaged_exif_are_an_error() -> None:
+    for data in files.with_exif(b"nonsense").values():
+        with pytest.raises(ImageError):
+            open_image(data[: len(data) * 3 // 4])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])

@@ -36,6 +36,18 @@ WHITE = (255, 255, 255)
 REDUCTIONS = (8, 4, 2)
 SPARE = 2
 ORIENTATION = 0x0112
+# Pillow's transposition that shows a picture of an orientation upright.
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+# What Pillow raises on an EXIF block without a TIFF header, cut short in it, not hexadecimal, or that is text.
+EXIF_ERRORS = (SyntaxError, struct.error, ValueError, TypeError)
 # Reading a file object, or a Pillow image opened from a file, changes it, and several calls may have it: one at a time.
 READING = [threading.Lock() for _ in range(64)]
 # What Pillow's decoders raise on damaged files, seen over its formats.
@@ -147,12 +159,32 @@ def _check_pixels(width: int, height: int, name: str) -> None:
 
 
 def _to_rgb(image: Image, name: str) -> Image:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     _check_pixels(*image.size, name)
-    image.load()
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image.load()  # first: getexif() would load a PNG, and damaged pixels are an error
+    orientation = _orientation(image)
+    rgb = _flat(image, name)
+    if orientation == 1:
+        return rgb
+    rgb = rgb.transpose(Image.Transpose[UPRIGHT[orientation]])
+    rgb.info.clear()  # or it would be turned again where it is given as a source
+    return rgb
+
+
+def _orientation(image: Image) -> int:
+    """1 to 8, from EXIF or XMP; 1 where neither tells it, or the EXIF block cannot be read, as viewers show that."""
+    try:
+        found: int = image.getexif().get(ORIENTATION, 1)
+    except EXIF_ERRORS:
+        return 1
+    return found if found in UPRIGHT else 1
+
+
+def _flat(image: Image, name: str) -> Image:
+    """A loaded image as 8-bit RGB, transparency on white."""
+    from PIL import Image
+
     if image.mode.startswith("I;16"):
         # 16 bits to 8: the high byte, as 16-bit RGB is decoded too.
         wide = np.asarray(image.convert("I;16") if image.mode != "I;16" else image)
@@ -178,8 +210,7 @@ def _reduce(image: Image, preprocessing: Preprocessing) -> tuple[tuple[int, int]
     Returns the size of the whole picture, turned as it will be shown, and the scale.
     """
     size = image.size
-    turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    shown = size[::-1] if turned else size
+    shown = size[::-1] if _orientation(image) >= 5 else size
     needed = _fitted(*shown, preprocessing)
     for scale in REDUCTIONS:
         if shown[0] // scale >= SPARE * needed[0] and shown[1] // scale >= SPARE * needed[1]:

@@ -65,8 +65,8 @@ double number(const Ifd& ifd, std::uint16_t type, Bytes data) {
     }
 }
 
-// The tag of an EXIF block, if it has one: what can be read before the first damage counts. Throws where
-// there is no TIFF header.
+// The tag of an EXIF block, if it has one: what can be read before the first damage counts. 1 where there is
+// no TIFF header.
 std::optional<double> orientation_tag(Bytes data) {
     for (int i = 0; i < 2 && data.starts_with({"Exif\0\0", 6}); ++i) data = data.part(6);
     if (data.empty()) return std::nullopt;
@@ -75,7 +75,7 @@ std::optional<double> orientation_tag(Bytes data) {
          {std::string_view("MM\0\x2a", 4), std::string_view("II\x2a\0", 4), std::string_view("MM\x2a\0", 4),
           std::string_view("II\0\x2a", 4), std::string_view("MM\0\x2b", 4)})
         known = known || data.starts_with(prefix);
-    if (!known || data.size() < 8) throw ImageError("its EXIF block has no TIFF header");
+    if (!known || data.size() < 8) return 1;
     const Ifd ifd{data, data[0] == 'M'};
     Cursor cursor(data, ifd.u32(data.part(4)));
     const Bytes count = cursor.read(2);

@@ -17,7 +17,7 @@ struct Metadata {
     std::string xmp;
 };
 
-// 1 to 8, from the EXIF block or, where that has no such tag, from XMP.
+// 1 to 8, from the EXIF block or, where that has no such tag, from XMP; 1 where the block cannot be read.
 int orientation(const Metadata& metadata);
 
 // Samples of 8 bits: grey or index (1), grey and alpha (2), RGB (3), RGBA (4).

@@ -18,7 +18,6 @@ constexpr int SPARE = 2;  // a reduced picture has sides at least so many times 
 struct Header {
     Size size;
     int layers = 0;
-    bool has_dpi = false;
     Metadata metadata;
     std::optional<Bytes> first_profile;  // the least of the parts of an ICC profile
 };
@@ -77,7 +76,6 @@ void read_application(int marker, Bytes segment, Header& header) {
     constexpr std::string_view XMP("http://ns.adobe.com/xap/1.0/\0", 29);
     if (marker == 0xE0 && segment.starts_with("JFIF")) {
         segment.be16(5);
-        if (segment.size() >= 12 && (segment[7] == 1 || segment[7] == 2)) header.has_dpi = true;
     } else if (marker == 0xE1 && segment.starts_with({"Exif\0\0", 6})) {
         auto& exif = header.metadata.exif;
         if (!exif) exif.emplace(segment.begin(), segment.begin() + 6);
@@ -123,17 +121,6 @@ Header read_header(Bytes file) {
     }
     if (!header.layers) throw ImageError("it has no frame header");
     return header;
-}
-
-// Pillow looks for a resolution in EXIF when it opens a file that tells none elsewhere; a block that fails
-// there is never looked at again.
-int orientation_of(const Header& header) {
-    try {
-        return orientation(header.metadata);
-    } catch (const ImageError&) {
-        if (header.has_dpi) throw;
-        return 1;
-    }
 }
 
 int reduction(Size shown, const ImagePreprocessing& preprocessing) {
@@ -242,7 +229,7 @@ Decoded decode_jpeg(Bytes file, const ImagePreprocessing* preprocessing) {
     const Header header = read_header(file);
     const Size whole = checked_size(static_cast<std::uint64_t>(header.size.width),
                                     static_cast<std::uint64_t>(header.size.height));
-    const int turn = orientation_of(header);
+    const int turn = orientation(header.metadata);
     const Size as_shown = turn >= 5 ? Size{whole.height, whole.width} : whole;
     const int scale = preprocessing ? reduction(as_shown, *preprocessing) : 1;
     Canvas canvas({(whole.width + scale - 1) / scale, (whole.height + scale - 1) / scale}, header.layers);

@@ -502,13 +502,16 @@ class Reader {
     }
 
     int turn() {
-        if (!metadata_.exif && raw_exif_) metadata_.exif = from_hexadecimal(*raw_exif_);
-        if (metadata_.exif && exif_is_text_) throw ImageError("its EXIF block is a text");
+        if (exif_is_text_) return 1;
+        if (!metadata_.exif && raw_exif_) {
+            metadata_.exif = from_hexadecimal(*raw_exif_);
+            if (!metadata_.exif) return 1;
+        }
         return orientation(metadata_);
     }
 
-    // The lines after the third, as ImageMagick writes them.
-    static std::vector<std::uint8_t> from_hexadecimal(std::string_view text) {
+    // The lines after the third, as ImageMagick writes them; nothing if they are not hexadecimal.
+    static std::optional<std::vector<std::uint8_t>> from_hexadecimal(std::string_view text) {
         for (int line = 0; line < 3; ++line)
             text = text.substr(std::min(text.find('\n'), text.size() - 1) + 1);
         std::vector<std::uint8_t> made;
@@ -520,11 +523,11 @@ class Reader {
                                                      : -1;
             if (value < 0 && c == '\n') continue;
             if (value < 0 && half < 0 && (c == ' ' || (c >= '\t' && c <= '\r'))) continue;
-            if (value < 0) throw ImageError("its EXIF block is not hexadecimal");
+            if (value < 0) return std::nullopt;
             if (half >= 0) made.push_back(static_cast<std::uint8_t>(half << 4 | value));
             half = half >= 0 ? -1 : value;
         }
-        if (half >= 0) throw ImageError("its EXIF block is not hexadecimal");
+        if (half >= 0) return std::nullopt;
         return made;
     }
 
