@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="checkpoints need torch")
 transformers = pytest.importorskip("transformers", reason="pre-trained checkpoints need transformers")
 
 from uniecs.cli import main  # noqa: E402
-from uniecs.config import MODELS  # noqa: E402
+from uniecs.config import MODELS, Functions, ImageEncoderConfig, TextEncoderConfig  # noqa: E402
 from uniecs.errors import CheckpointError, UniecsError  # noqa: E402
 from uniecs.trainer.checkpoint import (  # noqa: E402
     average_checkpoints,
@@ -23,20 +23,23 @@ from uniecs.trainer.checkpoint import (  # noqa: E402
     load_text_backbone,
     save_checkpoint,
 )
+from uniecs.trainer.loop import initial_checkpoint  # noqa: E402
 from uniecs.trainer.model import UniECS  # noqa: E402
+from uniecs.trainer.settings import load_train_config  # noqa: E402
 
 TINY = MODELS["tiny"]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def clip_model(image_px: int = 32) -> UniECS:
+def clip_model(image_px: int = 32, **functions: object) -> UniECS:
     square = replace(TINY.preprocessing, height_px=image_px, width_px=image_px)
-    return UniECS(replace(TINY, preprocessing=square, image=replace(TINY.image, kind="clip")))
+    image = ImageEncoderConfig.from_dict(TINY.image.to_dict() | {"kind": "clip"} | functions)
+    return UniECS(replace(TINY, preprocessing=square, image=image))
 
 
-def save_clip(folder: Path, whole: bool) -> transformers.CLIPVisionModel:
+def save_clip(folder: Path, whole: bool, **functions: object) -> transformers.CLIPVisionModel:
     """A CLIP checkpoint as OpenAI's are stored: both towers in one file, or the vision tower alone."""
-    vision = transformers.CLIPVisionConfig(image_size=32, patch_size=8, **TOWER)
+    vision = transformers.CLIPVisionConfig(image_size=32, patch_size=8, **TOWER, **functions)
     if not whole:
         tower = transformers.CLIPVisionModel(vision)
         tower.save_pretrained(folder)
@@ -48,8 +51,8 @@ def save_clip(folder: Path, whole: bool) -> transformers.CLIPVisionModel:
     return clip.vision_model
 
 
-def save_bert(folder: Path, layers: int = 2, positions: int = 16) -> transformers.BertModel:
-    options = TOWER | {"num_hidden_layers": layers}
+def save_bert(folder: Path, layers: int = 2, positions: int = 16, **functions: object) -> transformers.BertModel:
+    options = TOWER | {"num_hidden_layers": layers} | functions
     config = transformers.BertConfig(vocab_size=TINY.text.vocab_size, max_position_embeddings=positions, **options)
     bert = transformers.BertModel(config)
     bert.save_pretrained(folder)
@@ -137,6 +140,72 @@ def test_wrong_pretrained_checkpoints_are_refused(tmp_path: Path) -> None:
         load_text_backbone(UniECS(TINY), tmp_path / "cut")
     with pytest.raises(CheckpointError, match="lacks"):
         load_image_backbone(UniECS(TINY), tmp_path / "shallow")
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_new"])
+def test_a_clip_of_another_activation_loads_where_the_configuration_has_it(tmp_path: Path, activation: str) -> None:
+    source = save_clip(tmp_path, whole=True, hidden_act=activation).eval()
+    model = clip_model(activation=activation).eval()
+    load_image_backbone(model, tmp_path)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = source(pixel_values=pixels).last_hidden_state
+        assert torch.equal(model.image_encoder.backbone(pixel_values=pixels).last_hidden_state, expected)
+
+
+def test_a_bert_of_another_epsilon_loads_where_the_configuration_has_it(tmp_path: Path) -> None:
+    source = save_bert(tmp_path, layer_norm_eps=1e-5)
+    text = TextEncoderConfig.from_dict(TINY.text.to_dict() | {"layer_norm_eps": 1e-5})
+    model = UniECS(replace(TINY, text=text)).eval()
+    load_text_backbone(model, tmp_path)
+    ids = torch.randint(0, 99, (2, 5))
+    with torch.no_grad():
+        expected = source(input_ids=ids).last_hidden_state
+        assert torch.allclose(model.text_encoder.backbone(input_ids=ids).last_hidden_state, expected, atol=1e-6)
+    usual = UniECS(TINY).eval()
+    usual.text_encoder.backbone.load_state_dict(model.text_encoder.backbone.state_dict())
+    with torch.no_grad():
+        assert not torch.allclose(usual.text_encoder.backbone(input_ids=ids).last_hidden_state, expected, atol=1e-6)
+
+
+def test_a_training_configuration_names_what_the_weights_need(tmp_path: Path) -> None:
+    transformers.ViTModel(
+        transformers.ViTConfig(image_size=[32, 24], patch_size=8, hidden_act="quick_gelu", **TOWER)
+    ).save_pretrained(tmp_path / "vit")
+    save_bert(tmp_path / "bert", layer_norm_eps=1e-5)
+    (tmp_path / "bert" / "tokenizer.json").write_text("{}")
+    (tmp_path / "run.toml").write_text(
+        """
+        model = "tiny"
+        output = "run"
+        image.activation = "quick_gelu"
+        text.layer_norm_eps = 1e-05
+        data = { catalog = "products.csv", pairs = "pairs.csv" }
+        init = { image_weights = "vit", text_weights = "bert" }
+        optimizer.steps = 1
+        """
+    )
+    config = load_train_config(tmp_path / "run.toml")
+    model = initial_checkpoint(config).model
+    assert model.image_encoder.backbone.config.hidden_act == "quick_gelu"
+    assert model.text_encoder.backbone.config.layer_norm_eps == 1e-5
+    assert config.described()["image"] == {"activation": "quick_gelu"}
+    save_checkpoint(tmp_path / "c", model, b"{}", {})
+    assert load_checkpoint(tmp_path / "c").config == config.model_config != TINY
+    with pytest.raises(CheckpointError, match="hidden_act"):
+        initial_checkpoint(replace(config, image=Functions()))
+
+
+def test_what_is_refused_says_what_to_set(tmp_path: Path) -> None:
+    save_clip(tmp_path / "clip", whole=False, hidden_act="gelu")
+    with pytest.raises(CheckpointError, match=r"here 'quick_gelu'; set image\.activation = \"gelu\"$"):
+        load_image_backbone(clip_model(), tmp_path / "clip")
+    save_bert(tmp_path / "bert", layer_norm_eps=1e-5)
+    with pytest.raises(CheckpointError, match=r"here 1e-12; set text\.layer_norm_eps = 1e-05$"):
+        load_text_backbone(UniECS(TINY), tmp_path / "bert")
+    save_bert(tmp_path / "relu", hidden_act="relu")
+    with pytest.raises(CheckpointError, match=r"here 'gelu'; expected one of gelu, gelu_new, quick_gelu$"):
+        load_text_backbone(UniECS(TINY), tmp_path / "relu")
 
 
 OTHER_FUNCTIONS = {"num_attention_heads": 4, "hidden_act": "relu", "layer_norm_eps": 1e-3}

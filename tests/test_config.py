@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from uniecs.config import MODELS, FusionConfig, ModelConfig, Preprocessing
+from uniecs.config import MODELS, USUAL, FusionConfig, ImageEncoderConfig, ModelConfig, Preprocessing
 from uniecs.errors import ConfigError
 
 TINY = MODELS["tiny"].to_dict()
@@ -75,6 +75,9 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("image.kind", "resnet"),
         ("image.kind", ["vit"]),
         ("image.heads", "2"),
+        ("image.activation", "relu"),
+        ("text.activation", 1),
+        ("text.layer_norm_eps", "1e-5"),
         ("preprocessing.mean", 0.5),
         ("preprocessing.mean", "abc"),
         ("preprocessing.mean", [0.5, 0.5]),
@@ -105,6 +108,10 @@ def test_what_is_not_a_table_is_refused(data: object) -> None:
         ("image.hidden", 33),
         ("text.hidden", 33),
         ("image.patch_px", 7),
+        ("image.layer_norm_eps", 0),
+        ("text.layer_norm_eps", -1e-5),
+        ("text.layer_norm_eps", 1),
+        ("text.layer_norm_eps", float("nan")),
         ("preprocessing.height_px", 0),
         ("preprocessing.height_px", 4104),
         ("preprocessing.width_px", -8),
@@ -136,6 +143,19 @@ def test_every_dimension_is_positive(path: str, value: int) -> None:
         pytest.skip("eq. 6 without a network is a plain mean")
     with pytest.raises(ConfigError):
         ModelConfig.from_dict(changed(path, value))
+
+
+@pytest.mark.parametrize(("kind", "other"), [("vit", "quick_gelu"), ("clip", "gelu")])
+def test_an_activation_is_written_where_it_is_not_the_usual_one(kind: str, other: str) -> None:
+    image = TINY["image"] | {"kind": kind}
+    usual, stated, unusual = (
+        ImageEncoderConfig.from_dict(image | functions)
+        for functions in ({}, USUAL[kind].to_dict(), {"activation": other, "layer_norm_eps": 1e-6})
+    )
+    assert stated == usual != unusual
+    assert usual.to_dict() == image
+    assert unusual.to_dict() == image | {"activation": other, "layer_norm_eps": 1e-6}
+    assert ImageEncoderConfig.from_dict(unusual.to_dict()) == unusual
 
 
 def test_configurations_are_frozen() -> None:

@@ -21,7 +21,14 @@ from PIL import Image  # noqa: E402
 
 from uniecs.backends.base import create_backend  # noqa: E402
 from uniecs.bundle import open_bundle  # noqa: E402
-from uniecs.config import MODELS, ImageEncoderConfig, ModelConfig, Preprocessing, TextEncoderConfig  # noqa: E402
+from uniecs.config import (  # noqa: E402
+    MODELS,
+    Activation,
+    ImageEncoderConfig,
+    ModelConfig,
+    Preprocessing,
+    TextEncoderConfig,
+)
 from uniecs.errors import BundleError, CatalogError, CheckpointError, ConfigError, ParityError  # noqa: E402
 from uniecs.export import bundle_export  # noqa: E402
 from uniecs.export.attention import simplify_attention  # noqa: E402
@@ -242,12 +249,15 @@ def test_a_first_run_with_one_token_spoils_no_later_run(tmp_path: Path) -> None:
         np.testing.assert_allclose(compiled(feed)[0], expected, atol=1e-5)
 
 
-def test_clip_image_towers_export_too() -> None:
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_new"])
+def test_clip_image_towers_export_too(activation: Activation | None) -> None:
     config = ModelConfig(
         name="clip",
         preprocessing=Preprocessing(height_px=16, width_px=16, max_tokens=8),
         embed_dim=16,
-        image=ImageEncoderConfig(kind="clip", patch_px=8, hidden=16, layers=1, heads=2, intermediate=32),
+        image=ImageEncoderConfig(
+            kind="clip", patch_px=8, hidden=16, layers=1, heads=2, intermediate=32, activation=activation
+        ),
         text=TextEncoderConfig(vocab_size=50, hidden=16, layers=1, heads=2, intermediate=32, max_positions=8),
     )
     model = UniECS(config).eval()

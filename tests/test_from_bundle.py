@@ -33,7 +33,8 @@ TINY = MODELS["tiny"]
 SQUARE_CLIP = replace(
     TINY,
     preprocessing=replace(TINY.preprocessing, height_px=32, width_px=32),
-    image=replace(TINY.image, kind="clip"),
+    image=replace(TINY.image, kind="clip", activation="gelu", layer_norm_eps=1e-3),
+    text=replace(TINY.text, activation="quick_gelu", layer_norm_eps=1e-5),
 )
 
 

@@ -80,6 +80,11 @@ def test_a_key_stands_for_the_configuration_alone(path: Path, tmp_path: Path) ->
     assert len(keys) == 4
 
 
+def test_keys_of_old_runs_stay() -> None:
+    sweep = load_sweep(Path(__file__).parents[1] / "trainer" / "configs" / "ablations.toml")
+    assert len(finished(sweep)) == len(sweep.variants) * len(sweep.seeds) > 0
+
+
 def test_finished_runs_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = load_sweep(path)
     results = run_sweep(sweep)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import BertModel, CLIPVisionModel, ViTModel
 from transformers.utils import logging as transformers_log
 
-from uniecs.config import ModelConfig
+from uniecs.config import Activation, ModelConfig
 from uniecs.durable import sync
 from uniecs.errors import CheckpointError, UniecsError
 from uniecs.preprocess import read_tokenizer
@@ -168,8 +168,8 @@ def load_image_backbone(model: UniECS, path: Path) -> None:
 
     Takes transformers' layout (config.json + model.safetensors; a whole CLIP model or its vision tower). Position
     embeddings are interpolated (bicubic over the patch grid, class token kept) where the resolution differs.
-    Raises `CheckpointError` if it is missing or damaged, its dimensions, activation or LayerNorm epsilon differ, or
-    weights are absent.
+    Raises `CheckpointError` if it is missing or damaged, its dimensions, activation or LayerNorm epsilon are not those
+    of `model.config.image`, or weights are absent.
     """
     clip = model.config.image.kind == "clip"
     source = pretrained(CLIPVisionModel if clip else ViTModel, path, {} if clip else {"add_pooling_layer": False})
@@ -184,7 +184,7 @@ def load_image_backbone(model: UniECS, path: Path) -> None:
         table = weights[key] if weights[key].dim() == 3 else weights[key][None]
         table = interpolate_positions(table, (height // source_patch, width // source_patch), grid)
         weights[key] = table[0] if clip else table
-    _load_into(model.image_encoder.backbone, weights, source.config, path)
+    _load_into(model.image_encoder.backbone, weights, source.config, path, "image")
 
 
 def interpolate_positions(table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
@@ -217,7 +217,7 @@ def load_text_backbone(model: UniECS, path: Path) -> None:
         chosen |= {f"{prefix}{new}.{n[len(head) :]}": w for n, w in weights.items() if n.startswith(head)}
     positions = "embeddings.position_embeddings.weight"
     chosen[positions] = chosen[positions][: config.max_positions]
-    _load_into(model.text_encoder.backbone, chosen, source.config, path)
+    _load_into(model.text_encoder.backbone, chosen, source.config, path, "text")
 
 
 def pretrained(kind: Any, path: Path, options: Mapping[str, Any], unused: str = "") -> Any:
@@ -264,16 +264,27 @@ def quiet_transformers() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _load_into(backbone: Any, weights: Mapping[str, Tensor], source: Any, path: Path) -> None:
+def _load_into(backbone: Any, weights: Mapping[str, Tensor], source: Any, path: Path, part: str) -> None:
     """Load the weights of a network of the configuration `source`; raises `CheckpointError` unless it is the same."""
     for key in NOT_IN_SHAPES:
         theirs, ours = getattr(source, key), getattr(backbone.config, key)
         if theirs != ours:
-            raise CheckpointError(f"{path} does not fit the configured network: {key} {theirs!r}, here {ours!r}")
+            difference = f"{key} {theirs!r}, here {ours!r}{_advice(part, key, theirs)}"
+            raise CheckpointError(f"{path} does not fit the configured network: {difference}")
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the configured dimensions: {error}") from error
+
+
+def _advice(part: str, key: str, value: Any) -> str:
+    """How to have `value` of a network of transformers in the table `part` of the configuration, if there is a way."""
+    if key == "layer_norm_eps":
+        return f"; set {part}.layer_norm_eps = {value}"
+    if key != "hidden_act":
+        return ""
+    names = get_args(Activation)
+    return f'; set {part}.activation = "{value}"' if value in names else f"; expected one of {', '.join(names)}"
 
 
 def parameter_count(model: nn.Module) -> int:

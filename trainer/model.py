@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
 
-from uniecs.config import ModelConfig
+from uniecs.config import USUAL, Functions, ModelConfig
 from uniecs.errors import ConfigError
 from uniecs.trainer.fusion import build_fusion
 
@@ -80,6 +80,7 @@ def build_image_backbone(config: ModelConfig) -> Any:
         "num_attention_heads": image.heads,
         "intermediate_size": image.intermediate,
         "patch_size": image.patch_px,
+        **functions(image, image.kind),
     }
     if image.kind == "vit":
         size = (p.height_px, p.width_px)
@@ -105,9 +106,19 @@ def build_text_backbone(config: ModelConfig) -> Any:
             max_position_embeddings=text.max_positions,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
+            **functions(text, "bert"),
         ),
         add_pooling_layer=False,
     )
+
+
+def functions(given: Functions, kind: str) -> dict[str, Any]:
+    """A backbone's activation and LayerNorm epsilon, `kind`'s where none is given, by transformers' names."""
+    usual = USUAL[kind]
+    return {
+        "hidden_act": given.activation or usual.activation,
+        "layer_norm_eps": given.layer_norm_eps or usual.layer_norm_eps,
+    }
 
 
 class UniECS(nn.Module):

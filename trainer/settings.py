@@ -8,7 +8,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from uniecs.config import MODELS, FusionKind, ModelConfig, StrictConfig
+from uniecs.config import MODELS, Functions, FusionKind, ModelConfig, StrictConfig
 from uniecs.errors import ConfigError
 from uniecs.trainer.losses import NAMES, QUERY_NAMES, LossName
 
@@ -167,7 +167,8 @@ class OptimizerSettings(StrictConfig):
 class TrainConfig(StrictConfig):
     """A whole training run: `output` receives checkpoints/ and tensorboard/; `model` is a key of `config.MODELS`.
 
-    `fusion` takes the place of the model's own kind of fusion, for a comparison.
+    `fusion` takes the place of the model's own kind of fusion, for a comparison; `image` and `text` take that of what
+    its backbones compute with, for pre-trained weights of another activation or LayerNorm epsilon.
     """
 
     model: str
@@ -175,6 +176,8 @@ class TrainConfig(StrictConfig):
     data: DataSettings
     optimizer: OptimizerSettings
     fusion: FusionKind = "gated"
+    image: Functions = field(default_factory=Functions)
+    text: Functions = field(default_factory=Functions)
     init: InitSettings = field(default_factory=InitSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     validation: ValidationSettings | None = None
@@ -191,12 +194,20 @@ class TrainConfig(StrictConfig):
         if self.model not in MODELS:
             raise ConfigError(f"model is {self.model!r}; expected one of {', '.join(MODELS)}")
         config = MODELS[self.model]
-        return replace(config, fusion=replace(config.fusion, kind=self.fusion))
+        return replace(
+            config,
+            image=replace(config.image, **self.image.to_dict()),
+            text=replace(config.text, **self.text.to_dict()),
+            fusion=replace(config.fusion, kind=self.fusion),
+        )
 
     def described(self) -> dict[str, Any]:
         """As a dictionary for a record that travels: files by name only, no folder of this machine."""
         record = self.to_dict()
         del record["output"]
+        for part in ("image", "text"):
+            if not record[part]:
+                del record[part]  # a run without keeps the key (sweep.py) that it has always had
         for table, keys in PATH_KEYS.items():
             section = record[table] or {}
             for key in keys:

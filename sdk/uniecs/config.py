@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from uniecs.errors import ConfigError
 
 FusionKind = Literal["gated", "additive", "feature", "score"]
+Activation = Literal["gelu", "gelu_new", "quick_gelu"]
 # A model's name begins the model_id, and with it the names of files.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -28,7 +29,8 @@ class StrictConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of JSON types; `from_dict` inverts it."""
-        return dataclasses.asdict(typing.cast(Any, self))
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(typing.cast(Any, self))}
+        return {name: each.to_dict() if isinstance(each, StrictConfig) else each for name, each in values.items()}
 
 
 def _convert(kind: Any, value: object, where: str) -> object:
@@ -118,9 +120,41 @@ class Preprocessing(StrictConfig):
         _require(3 <= self.max_tokens <= 4096, f"max_tokens is {self.max_tokens}; expected 3 to 4096")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Functions(StrictConfig):
+    """What a backbone computes beside its products; None is what its kind has, in `USUAL`.
+
+    `activation` is one of transformers' names, `layer_norm_eps` the epsilon of every LayerNorm.
+    """
+
+    activation: Activation | None = None
+    layer_norm_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        eps = self.layer_norm_eps
+        _require(eps is None or 0 < eps < 1, f"layer_norm_eps is {eps}; expected a number between 0 and 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without what is None: usual networks are written as ever, and older readers know them."""
+        return {name: value for name, value in super().to_dict().items() if value is not None}
+
+    def _leave_out_usual(self, kind: str) -> None:
+        """One network has one configuration: what its kind has anyway is None."""
+        for name, usual in USUAL[kind].to_dict().items():
+            if getattr(self, name) == usual:
+                object.__setattr__(self, name, None)
+
+
+USUAL: Mapping[str, Functions] = {
+    "vit": Functions(activation="gelu", layer_norm_eps=1e-12),
+    "clip": Functions(activation="quick_gelu", layer_norm_eps=1e-5),
+    "bert": Functions(activation="gelu", layer_norm_eps=1e-12),
+}
+
+
 @dataclass(frozen=True)
-class ImageEncoderConfig(StrictConfig):
-    """Dimensions of the image backbone: transformers' ViT or CLIP vision tower."""
+class ImageEncoderConfig(Functions):
+    """Dimensions and functions of the image backbone: transformers' ViT or CLIP vision tower."""
 
     kind: Literal["vit", "clip"] = "vit"
     patch_px: int = 16
@@ -130,6 +164,8 @@ class ImageEncoderConfig(StrictConfig):
     intermediate: int = 3072
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._leave_out_usual(self.kind)
         _require_at_least(self, 1, "patch_px", "hidden", "layers", "heads", "intermediate")
         _require(
             self.hidden % self.heads == 0,
@@ -138,8 +174,8 @@ class ImageEncoderConfig(StrictConfig):
 
 
 @dataclass(frozen=True)
-class TextEncoderConfig(StrictConfig):
-    """Dimensions of the text backbone: transformers' BERT."""
+class TextEncoderConfig(Functions):
+    """Dimensions and functions of the text backbone: transformers' BERT."""
 
     vocab_size: int = 30522
     hidden: int = 768
@@ -149,6 +185,8 @@ class TextEncoderConfig(StrictConfig):
     max_positions: int = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._leave_out_usual("bert")
         _require_at_least(self, 1, "vocab_size", "hidden", "layers", "heads", "intermediate", "max_positions")
         _require(
             self.hidden % self.heads == 0,
