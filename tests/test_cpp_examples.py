@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -147,16 +148,51 @@ int main(int argc, char** argv) {
     return 0;
 }
 """
+# What C has no way to ask for.
+CPP_PROGRAM = r"""
+#include <cstdio>
+#include <uniecs/uniecs.hpp>
+
+template <typename Refused, typename Call>
+void refused(Call call) {
+    try {
+        call();
+        std::puts("accepted");
+    } catch (const Refused& error) {
+        std::puts(error.what());
+    }
+}
+
+int main(int, char** argv) {
+    const std::string end("\0.png", 5), photo = argv[2] + end, folder = argv[3] + end;
+    const auto encoder = uniecs::Encoder::load(argv[1], {"fp32", 1});
+    refused<uniecs::ImageError>([&] { encoder.encode({{{}, uniecs::Image::file(photo)}}); });
+    refused<uniecs::InputError>([&] { uniecs::SearchEngine::create(folder, encoder); });
+    refused<uniecs::InputError>([&] { uniecs::SearchEngine::open(folder, encoder); });
+}
+"""
 PROJECT = """
 cmake_minimum_required(VERSION 3.18)
 project(app C CXX)
+set(CMAKE_C_STANDARD 11)
+set(CMAKE_C_EXTENSIONS OFF)
 set(CMAKE_CXX_STANDARD 14)  # the headers' own need is the target's to tell
+add_compile_options(-Wall -Wextra -pedantic -Werror)
 find_package(uniecs REQUIRED)
-add_executable(in_c main.c)
-target_link_libraries(in_c uniecs::uniecs)
-add_executable(in_cpp main.cpp)
-target_link_libraries(in_cpp uniecs::uniecs)
+foreach(program in_c.c in_cpp.cpp zero_bytes.cpp usage_c.c usage_cpp.cpp)
+  get_filename_component(name ${program} NAME_WE)
+  add_executable(${name} ${program})
+  target_link_libraries(${name} uniecs::uniecs)
+endforeach()
 """
+
+
+def usage(header: Path) -> str:
+    """The example on top of a header as a program: the lines of its first comment that are indented."""
+    lines = header.read_text().partition("#pragma" if header.suffix == ".hpp" else "*/")[0].splitlines()
+    body = [line[5:] for line in lines if line.startswith(("//   ", " *   "))]
+    includes = ["stdio.h", "stdlib.h", f"uniecs/{header.name}"]
+    return "\n".join([*(f"#include <{name}>" for name in includes), "int main(void) {", *body, "}", ""])
 
 
 def test_it_is_installed_and_found(cpp_sdk_build: Path, tiny_bundle: Path, tiny_encoder: Any, tmp_path: Path) -> None:
@@ -166,8 +202,12 @@ def test_it_is_installed_and_found(cpp_sdk_build: Path, tiny_bundle: Path, tiny_
         expected = [hit.id for hit in engine.search("red dress", k=3, where={"price": (None, 50)})]
     source, build = tmp_path / "app", tmp_path / "build"
     source.mkdir()
-    (source / "main.c").write_text(C_PROGRAM)
-    shutil.copyfile(Path(__file__).parents[1] / "sdk" / "cpp" / "examples" / "search.cpp", source / "main.cpp")
+    sdk = Path(__file__).parents[1] / "sdk" / "cpp"
+    (source / "in_c.c").write_text(C_PROGRAM)
+    shutil.copyfile(sdk / "examples" / "search.cpp", source / "in_cpp.cpp")
+    (source / "zero_bytes.cpp").write_text(CPP_PROGRAM)
+    (source / "usage_c.c").write_text(usage(sdk / "include" / "uniecs" / "uniecs.h"))
+    (source / "usage_cpp.cpp").write_text(usage(sdk / "include" / "uniecs" / "uniecs.hpp"))
     (source / "CMakeLists.txt").write_text(PROJECT)
     for command in (
         ["cmake", "--install", cpp_sdk_build, "--prefix", tmp_path / "usr"],
@@ -185,3 +225,38 @@ def test_it_is_installed_and_found(cpp_sdk_build: Path, tiny_bundle: Path, tiny_
         lines = done.stdout.splitlines()
         assert [line if program == "in_c" else line.split("  ")[1] for line in lines][:3] == expected
     assert (tmp_path / "a.uniecs" / "writer.lock").read_text() == ""  # given back by an engine freed at exit
+    runs_as_in_the_headers(build, tiny_bundle)
+    refuses_zero_bytes_in_paths(build / "zero_bytes", tiny_bundle, tmp_path)
+
+
+def runs_as_in_the_headers(build: Path, bundle: Path) -> None:
+    (build / "bundles").mkdir()
+    (build / "bundles" / "mini").symlink_to(bundle)
+    Image.new("RGB", (24, 32), "red").save(build / "1.jpg")
+    for program in ("usage_cpp", "usage_c"):  # the second reads what the first writes
+        done = subprocess.run([build / program], capture_output=True, text=True, check=False, cwd=build)
+        assert done.returncode == 0 and done.stdout.split()[1:] == ["1"], (program, done)
+
+
+def refuses_zero_bytes_in_paths(program: Path, bundle: Path, folder: Path) -> None:
+    """The file system would take what is before them: another file."""
+    Image.new("RGB", (24, 32), "red").save(folder / "red.png")
+    command = [program, bundle, folder / "red.png", folder / "b.uniecs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 3 and all("zero byte" in line for line in lines), done
+    assert not (folder / "b.uniecs").exists()
+
+
+def test_the_library_shows_its_interface_and_no_more(cpp_sdk_build: Path) -> None:
+    """What else it has in it must not meet what a program, or another library, has under the same names."""
+    command = ["nm", "-DC", "--defined-only", cpp_sdk_build / "libuniecs.so"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    shown = [line.split(maxsplit=2)[2] for line in done.stdout.splitlines()]
+    header = (Path(__file__).parents[1] / "sdk" / "cpp" / "include" / "uniecs" / "uniecs.h").read_text()
+    assert {name for name in shown if "::" not in name} == set(re.findall(r"(uniecs_\w+)\(", header))
+    classes = r"uniecs::(Encoder|SearchEngine|Graph|RowSet)::(?!Impl)|uniecs::to_json"
+    errors = r"(typeinfo|typeinfo name|vtable) for uniecs::[\w:]*Error"
+    timed = r"uniecs::image_pixel_values|uniecs::ItemFusion::embed"  # by benchmarks/cpp/latency.cpp
+    others = [name for name in shown if "::" in name and not re.match(f"{classes}|{errors}|{timed}", name)]
+    assert others == []

@@ -206,9 +206,9 @@ def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path
     sdk.c.uniecs_encoder_free(encoder)
     sdk.c.uniecs_encoder_free(None)
 
-    def refused(folder: Path, precision: bytes = b"fp32", backend: bytes | None = None) -> int:
-        made = ctypes.c_void_p()
-        status = sdk.c.uniecs_encoder_load(str(folder).encode(), backend, precision, 1, ctypes.byref(made))
+    def refused(folder: Path, precision: bytes = b"fp32", backend: bytes | None = None, threads: int = 1) -> int:
+        made, count = ctypes.c_void_p(), ctypes.c_uint(threads)
+        status = sdk.c.uniecs_encoder_load(str(folder).encode(), backend, precision, count, ctypes.byref(made))
         assert made.value is None and sdk.message()
         return int(status)
 
@@ -217,6 +217,7 @@ def test_errors_are_statuses_with_messages(sdk: Any, tiny_bundle: Path, tmp_path
     assert refused(tiny_bundle, b"int8") == BACKEND  # it has no such variant
     assert refused(tiny_bundle, b"fp32", b"onnx") == BACKEND
     assert refused(tiny_bundle, b"fp16", b"tensorrt") == BACKEND and "UNIECS_TENSORRT" in sdk.message()
+    assert refused(tiny_bundle, threads=2**32 - 1) == BACKEND and "threads is 4294967295" in sdk.message()  # a C -1
     for name in ("manifest.json", "tokenizer.json", "fusion.onnx"):
         copy = tmp_path / name.partition(".")[0]
         shutil.copytree(tiny_bundle, copy)

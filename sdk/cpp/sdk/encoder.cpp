@@ -48,6 +48,8 @@ std::string read_file(const std::string& path) {
 
 // float32 (3, height_px, width_px) of an image into `out`.
 void read_pixel_values(const Image& image, const ImagePreprocessing& preprocessing, float* out) {
+    if (image.path().find('\0') != std::string::npos)  // the file system would take what is before it
+        throw ImageError("the path of the image has a zero byte in it; expected the path of a file");
     const std::string name = image.path().empty() ? "" : "image '" + image.path() + "': ";
     try {
         const std::string kept = name.empty() ? "" : read_file(image.path());

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <climits>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -99,6 +100,9 @@ ov::AnyMap configuration(ov::Core& core, const std::string& precision, unsigned 
     if (precision != "fp32" && precision != "bf16" && precision != "int8")
         throw BackendError("precision is '" + precision +
                            "'; the openvino backend runs in fp32, bf16 or int8");
+    if (threads > INT_MAX)
+        throw BackendError("threads is " + std::to_string(threads) + "; expected 0 to " +
+                           std::to_string(INT_MAX));
     if (precision == "bf16" && !has("BF16"))
         throw BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision fp32");
     if (precision == "int8" && !(has("INT8") && has_byte_products()))

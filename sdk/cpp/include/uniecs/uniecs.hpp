@@ -9,9 +9,10 @@
 //       std::printf("%.4f %s\n", hit.score, hit.id.c_str());
 //   engine.save();
 //
-// An Encoder and a SearchEngine may be moved, not copied; any number of threads may use one at once. A Span
-// is made of a std::vector, a std::array, a list in braces, or a pointer and a size. Every error is a
-// uniecs::Error (errors.hpp). The C interface to the same is uniecs.h.
+// An Encoder and a SearchEngine may be moved, not copied; what was moved from may only be assigned to or
+// destroyed. Any number of threads may use one at once. A Span is made of a std::vector, a std::array, a list
+// in braces, or a pointer and a size. Every error is a uniecs::Error (errors.hpp). The C interface to the
+// same is uniecs.h.
 #pragma once
 
 #include <cstddef>
@@ -151,8 +152,8 @@ struct QueryOptions {
 class SearchEngine {
   public:
     // The encoder may be destroyed before the engine. Both throw IndexFileError for a folder that is taken,
-    // missing, damaged or of a newer format, create InputError for unusable settings, open ModelMismatchError
-    // for vectors of another model.
+    // missing, damaged or of a newer format, and InputError for a path or settings that cannot be used, open
+    // ModelMismatchError for vectors of another model.
     static SearchEngine create(const std::string& path, const Encoder& encoder,
                                const IndexConfig& config = {}, const OpenOptions& options = {});
     static SearchEngine open(const std::string& path, const Encoder& encoder,
