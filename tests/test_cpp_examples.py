@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -92,7 +93,44 @@ def test_the_service(cpp_sdk_build: Path, tiny_bundle: Path, tiny_encoder: Any, 
         command = [cpp_sdk_build / "service", tmp_path / "a.uniecs", tiny_bundle, url.rpartition(":")[2]]
         second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         assert second.returncode == 1 and "cannot listen on 127.0.0.1:" in second.stderr
+        for rest in (["x"], ["70000"], ["0", "127.0.0.1", "0"]):  # a port that is none, no worker
+            refused = subprocess.run([*command[:3], *rest], capture_output=True, text=True, check=False, timeout=20)
+            assert refused.returncode == 1 and "; expected " in refused.stderr, rest
+        takes_bodies_of_many_kinds(url, picture)
         stops_gracefully(service, url, picture)
+    with served(cpp_sdk_build / "service", tmp_path / "a.uniecs", tiny_bundle) as (service, url):
+        stops_at_once_at_a_second_signal(service, url)
+
+
+def takes_bodies_of_many_kinds(url: str, picture: Path) -> None:
+    def status(body: bytes, kind: str, query: str = "text=red&k=1") -> int:
+        with contextlib.closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection:
+            framed = {"Transfer-Encoding": "chunked"} if kind == "chunked" else {"Content-Type": kind}
+            chunks = (body[at : at + (1 << 20)] for at in range(0, len(body), 1 << 20))
+            data = chunks if kind == "chunked" else body
+            connection.request("POST", f"/search?{query}", data, framed, encode_chunked=kind == "chunked")
+            return connection.getresponse().status
+
+    photo = picture.read_bytes()
+    assert status(photo, "chunked") == 200
+    assert status(photo, "application/x-www-form-urlencoded") == 200  # curl's own
+    assert status(photo + bytes(10_000), "application/x-www-form-urlencoded") == 200
+    part = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.png"\r\n\r\n' + photo + b"\r\n--b--\r\n"
+    assert status(part, "multipart/form-data; boundary=b") == 400  # no search for the text alone
+    assert status(bytes(20_000_001), "chunked") == 413
+    assert status(bytes(20_000_001), "image/png") == 413
+
+
+def stops_at_once_at_a_second_signal(service: subprocess.Popen[str], url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as slow:
+        slow.sendall(b"GET /search?te")
+        time.sleep(0.3)
+        service.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert service.poll() is None
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=2) == -signal.SIGTERM  # the worker would wait for five seconds
 
 
 def stops_gracefully(service: subprocess.Popen[str], url: str, picture: Path) -> None:

@@ -2,11 +2,12 @@
 //
 //   curl 'localhost:8080/search?text=red+kurta&k=5'
 //   curl --data-urlencode 'where={"gender": "Women"}' -G 'localhost:8080/search?text=kurta'
-//   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'localhost:8080/search?text=in+blue'
+//   curl --data-binary @photo.jpg 'localhost:8080/search?text=in+blue'
 //   curl localhost:8080/health        # 200 after a search that embedded a text
 //
-// SIGTERM or SIGINT stops it: no new connection is accepted, requests under way are answered. It knows no
-// users: put it behind something that does before it listens on anything but the loopback interface.
+// SIGTERM or SIGINT stops it: no new connection is accepted, requests under way are answered; a second one
+// does not wait for them. It knows no users, and a request that trickles in holds a worker until it is whole:
+// put it behind something that knows and waits before it listens on anything but the loopback interface.
 #include <httplib.h>
 #include <pthread.h>
 
@@ -50,20 +51,44 @@ void guarded(httplib::Response& response, Work work) {
     }
 }
 
-std::string found(const uniecs::SearchEngine& engine, const httplib::Request& request) {
+std::size_t number(const char* name, const std::string& text, std::size_t least, std::size_t most) {
+    std::size_t found = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), found);
+    if (error != std::errc() || end != text.data() + text.size() || found < least || found > most)
+        throw uniecs::InputError(std::string(name) + " is '" + text + "'; expected " + std::to_string(least) +
+                                 " to " + std::to_string(most));
+    return found;
+}
+
+std::string found(const uniecs::SearchEngine& engine, const httplib::Request& request,
+                  const std::string& photo) {
     uniecs::QueryOptions options;
     options.view = request.get_param_value("view");
     options.where = request.get_param_value("where");
-    if (request.has_param("k")) {
-        const std::string k = request.get_param_value("k");
-        const auto [end, error] = std::from_chars(k.data(), k.data() + k.size(), options.k);
-        if (error != std::errc() || end != k.data() + k.size() || options.k > MOST_HITS)
-            throw uniecs::InputError("k is '" + k + "'; expected 1 to " + std::to_string(MOST_HITS));
-    }
+    if (request.has_param("k")) options.k = number("k", request.get_param_value("k"), 1, MOST_HITS);
     uniecs::Item query;
     if (request.has_param("text")) query.text = request.get_param_value("text");
-    if (!request.body.empty()) query.image = uniecs::Image::bytes(request.body);
+    if (!photo.empty()) query.image = uniecs::Image::bytes(photo);
     return "{\"hits\":" + uniecs::to_json(engine.search(query, options)) + "}";
+}
+
+// A search with the body as its photo. Of a body that is too large the rest is read but not kept: httplib
+// looks at the length where it is told, and not at one that comes in chunks.
+void search_by_photo(const uniecs::SearchEngine& engine, const httplib::Request& request,
+                     httplib::Response& response, const httplib::ContentReader& read) {
+    std::string photo;
+    const auto keep = [&](const char* data, std::size_t bytes) {
+        if (photo.size() <= MOST_BYTES) photo.append(data, bytes);
+        return true;
+    };
+    const bool is_form = request.is_multipart_form_data();
+    const bool whole = is_form ? read([](const auto&) { return true; }, keep) : read(keep);
+    if (!whole) return;  // httplib has set the status
+    if (photo.size() > MOST_BYTES) return answer(response, 413, "{\"error\":\"the photo is too large\"}");
+    guarded(response, [&] {
+        if (is_form) throw uniecs::InputError("the body is a form; expected the bytes of a photo alone");
+        return found(engine, request, photo);
+    });
 }
 
 int serve(const uniecs::SearchEngine& engine, const char* host, int port, std::size_t workers,
@@ -82,11 +107,12 @@ int serve(const uniecs::SearchEngine& engine, const char* host, int port, std::s
             return "{\"status\":\"ok\",\"products\":" + std::to_string(engine.size()) + "}";
         });
     });
-    const auto search = [&](const httplib::Request& request, httplib::Response& response) {
-        guarded(response, [&] { return found(engine, request); });
-    };
-    server.Get("/search", search);
-    server.Post("/search", search);
+    server.Get("/search", [&](const httplib::Request& request, httplib::Response& response) {
+        guarded(response, [&] { return found(engine, request, {}); });
+    });
+    server.Post("/search", [&](const auto& request, auto& response, const httplib::ContentReader& read) {
+        search_by_photo(engine, request, response, read);
+    });
     const int bound = port ? (server.bind_to_port(host, port) ? port : -1) : server.bind_to_any_port(host);
     if (bound < 0) throw uniecs::Error(std::string("cannot listen on ") + host + ":" + std::to_string(port));
     std::thread listening([&] { server.listen_after_bind(); });
@@ -94,6 +120,7 @@ int serve(const uniecs::SearchEngine& engine, const char* host, int port, std::s
     std::fflush(stdout);
     int signal = 0;
     sigwait(&signals, &signal);
+    pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second one ends the process
     while (!server.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     server.stop();
     listening.join();  // after the requests under way
@@ -114,13 +141,12 @@ int main(int argc, char** argv) {
     sigaddset(&signals, SIGINT);
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
     try {
+        const auto port = static_cast<int>(argc > 3 ? number("PORT", argv[3], 0, 65535) : 8080);
+        const std::size_t cores = std::max(1u, std::thread::hardware_concurrency());
+        const std::size_t workers = argc > 5 ? number("WORKERS", argv[5], 1, 1024) : cores;
         const auto encoder = uniecs::Encoder::load(argv[2]);
         const auto engine = uniecs::SearchEngine::open(argv[1], encoder);
-        const int port = argc > 3 ? std::atoi(argv[3]) : 8080;
-        const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-        const std::size_t workers = argc > 5 ? std::strtoul(argv[5], nullptr, 10) : cores;
-        return serve(engine, argc > 4 ? argv[4] : "127.0.0.1", port, std::max<std::size_t>(1, workers),
-                     signals);
+        return serve(engine, argc > 4 ? argv[4] : "127.0.0.1", port, workers, signals);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "service: %s\n", error.what());
         return 1;
