@@ -19,6 +19,7 @@ from uniecs.errors import FilterError, IndexFileError, InputError, UniecsError
 from uniecs.filters import Between, OneOf
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.store import BATCH_ROWS, Store
+from uniecs.store_format import State, write_state
 
 SHOP = runpy.run_path(str(Path(__file__).with_name("store_shop.py")))
 make, item, contents, expected, vector = (SHOP[name] for name in ("make", "item", "contents", "expected", "vector"))
@@ -64,6 +65,14 @@ def test_rows_are_never_used_again(store: Store) -> None:
     store.close()
     again = Store.open(store.folder)
     assert again.put([item("a")])[1].tolist() == [4]
+
+
+def test_the_rows_of_a_graph_are_all_used(store: Store) -> None:
+    with store._database.writing() as connection:
+        write_state(connection, State(0, 2**32 - 2, 0, 0, dict.fromkeys(store.config.views, 0)))
+    with pytest.raises(IndexFileError, match="has used all of its 4294967295 rows"):
+        store.put([item("a"), item("b")])
+    assert store.put([item("a")])[1].tolist() == [2**32 - 1] and store.count() == 1
 
 
 def test_reopened(store: Store) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from uniecs.catalog import Product
-from uniecs.errors import InputError
+from uniecs.errors import IndexFileError, InputError
 from uniecs.filters import entries
 from uniecs.store_format import (
+    MAX_ROW,
     Rows,
     State,
     checksum_of,
@@ -119,6 +120,8 @@ class Change:
 
     def insert(self, products: Sequence[NewProduct]) -> Rows:
         """Add products whose ids are not there; returns their rows, in their order."""
+        if len(products) > MAX_ROW - self._last_row:
+            raise IndexFileError(f"the index has used all of its {MAX_ROW} rows: build it again")
         first = self._last_row + 1
         rows = range(first, first + len(products))
         self._connection.executemany(

@@ -27,6 +27,7 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 
 FORMAT = "uniecs-index"
 FORMAT_VERSION = 2
+MAX_ROW = 2**32 - 1  # the highest that a graph takes
 QUERY_VALUES = 512  # values bound to one query
 FEW_ROWS = 32  # so many are looked up one by one: IN sorts them first, which ten of them do not repay
 
