@@ -439,6 +439,18 @@ def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
         Graph.load(str(tmp_path / "none"), 8, 16, 100, "float32", "m")
 
 
+def test_a_catalogue_of_two_opposite_places_is_loaded(tmp_path: Path) -> None:
+    """Their squared distance is rounded to a little more than 4, which was taken for damage."""
+    signs = np.where(np.arange(2500) % 2, np.float32(1), np.float32(-1))
+    path = str(tmp_path / "g.hnsw")
+    for first in range(1, 40, 3):  # other layers
+        graph = Graph(DIM, 16, 20, "float32")
+        rows = np.arange(first, first + 2500, dtype=np.uint64)
+        graph.apply(NONE, rows, signs[:, None] * unit(1, seed=first), 1)
+        graph.save(path, "m", 1, 3000)
+        assert len(Graph.load(path, DIM, 16, 20, "float32", "m")[0]) == 2500
+
+
 def test_a_snapshot_that_cannot_be_written_leaves_the_old(tmp_path: Path) -> None:
     graph = filled(unit(10))
     path = tmp_path / "none" / "g.hnsw"

@@ -24,6 +24,7 @@ constexpr char MAGIC[8] = {'U', 'E', 'C', 'S', 'H', 'N', 'S', 'W'};
 constexpr std::uint32_t VERSION = 4;
 constexpr std::size_t LARGEST_MODEL_ID = 4096;
 constexpr std::uint32_t LARGEST_BREADTH = 10'000;
+constexpr float FARTHEST = 5;   // squared distances of unit vectors: 4, and what is rounded off
 constexpr float LARGEST = 1e6;  // of what unit vectors keep far below: so that no score is NaN
 
 static_assert(sizeof(Word) == 4, "links are read into place");
@@ -229,7 +230,7 @@ void Graph::Impl::load(const std::string& path, const std::string& model_id, Sna
     WalkLimits limits;
     limits.close = walks.close, limits.slack = walks.slack;
     // A damaged breadth could cost a search minutes.
-    bool possible = walks.close >= -1 && walks.close <= 4 && walks.slack >= 1;
+    bool possible = walks.close >= -1 && walks.close <= FARTHEST && walks.slack >= 1;
     for (std::size_t i = 0; i < limits.breadths.size(); ++i) {
         limits.breadths[i] = {walks.breadths[i][0], walks.breadths[i][1]};
         for (const std::uint32_t breadth : walks.breadths[i])
