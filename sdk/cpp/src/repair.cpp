@@ -51,7 +51,10 @@ void Graph::Impl::repair_node(Scratch& s, Node node) {
     for (unsigned layer = 0; layer <= nodes.tower(node).layers; ++layer) {
         const std::size_t most = nodes.most_links(layer);
         std::vector<Node> links(most), onward(most), kept;
-        links.resize(read_links(nodes.links(node, layer), most, links.data()));
+        {  // else one that another thread moves meanwhile would be missed, and lead to a place used again
+            const NodeLock lock(nodes.tower(node).lock);
+            links.resize(read_links(nodes.links(node, layer), most, links.data()));
+        }
         std::unordered_set<Node> near;
         std::size_t lost = 0;
         for (Node link : links) {
