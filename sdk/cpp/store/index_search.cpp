@@ -80,7 +80,8 @@ std::vector<Hits> LocalIndex::in_graph(Reader& reader, const std::string& view, 
     }
     const auto graph = std::atomic_load(&views_.at(view).graph);
     if (!graph) throw InputError(store_->folder() + " is closed; open the index again");
-    if (header().config.storage != Storage::float32) k = std::max(MIN_RESCORED, RESCORED * k);
+    if (header().config.storage != Storage::float32)
+        k = std::max(MIN_RESCORED, RESCORED * std::min(k, graph->size()));
     return graph->search_batch(queries, k, options, queries.size() == header().embed_dim ? 1 : cpus_);
 }
 
