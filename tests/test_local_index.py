@@ -146,6 +146,25 @@ def test_one_writer_many_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ids(reader.search(text="pink hat", k=1)) == ["9"] and len(reader) == 4
 
 
+def test_what_is_written_while_a_reader_refreshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its filters must not lack the rows that its graph then has."""
+    monkeypatch.setattr(local_index, "REFRESH_S", 0.0)
+    with filled(tmp_path / "i", ("text",)) as writer, SearchEngine.open(tmp_path / "i", fake()) as reader:
+        writer.add([Product("6", "red hat")])
+        filters: Any = reader._index._filters  # type: ignore[attr-defined]
+        forget = filters.forget
+
+        def and_then(last: int) -> None:
+            forget(last)
+            monkeypatch.setattr(filters, "forget", forget)
+            writer.add([Product("7", "red bag")])
+
+        monkeypatch.setattr(filters, "forget", and_then)
+        for _ in range(2):
+            found = ids(reader.search(text="red", k=9, where={"$not": {"gender": "Men"}}))
+        assert {"6", "7"} <= set(found)
+
+
 def test_another_process_writes(tmp_path: Path) -> None:
     filled(tmp_path / "i", ("text",)).close()
     engine = SearchEngine.open(tmp_path / "i", fake())

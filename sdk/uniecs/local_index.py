@@ -196,7 +196,8 @@ class LocalIndex:
 
     def refresh(self) -> None:
         """See what another process has written since, or what a change that failed has left."""
-        with self._changing:
+        # All of it of one moment: filters' sets must not know fewer rows than the graphs show.
+        with self._changing, self._store.snapshot():
             # First: a search that still has a set of before sees that it must search again.
             self._filters.forget(self._store.last_row)
             for view in self.config.views:

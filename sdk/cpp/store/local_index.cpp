@@ -190,6 +190,8 @@ LocalIndex::Reached LocalIndex::build(Reader& reader, const std::string& view, G
 // See what another process has written since, or what a change that failed has left.
 void LocalIndex::refresh(Reader& reader) {
     const std::lock_guard<std::recursive_mutex> lock(changing_);
+    // All of it of one moment: filters' sets must not know fewer rows than the graphs show.
+    const Reader::Moment moment(reader);
     // First: a search that still has a set of before sees that it must search again.
     filters_.forget(reader.state().last_row);
     for (auto& [view, place] : views_) {
