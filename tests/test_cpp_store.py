@@ -365,6 +365,27 @@ def test_a_snapshot_of_no_use_is_made_anew(
     again.free()
 
 
+def test_a_graph_newer_than_its_store_is_not_taken_later(cpp_sdk: Any, cpp_encoder: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "a.uniecs"
+    first, lost, then = cpp.shop(6)[:4], cpp.shop(6)[4:5], cpp.shop(6)[5:]
+    made = cpp_sdk.create(folder, cpp_encoder)
+    made.put("add", first)
+    made.save()
+    made.free()
+    store = (folder / "store.sqlite").read_bytes()
+    made = cpp_sdk.open(folder, cpp_encoder)
+    made.put("add", lost)
+    made.save()
+    made.free()
+    (folder / "store.sqlite").write_bytes(store)
+    killed = cpp_sdk.open(folder, cpp_encoder)
+    assert killed.put("add", then) == (1, [])
+    killed.free()  # without a save
+    again = cpp_sdk.open(folder, cpp_encoder)
+    assert len(again.warnings) == 1 and "building the graph of the view multimodal anew" in again.warnings[0]
+    again.free()
+
+
 def test_damage_of_the_store_is_told(cpp_sdk: Any, cpp_encoder: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a.uniecs"
     made = cpp_sdk.create(folder, cpp_encoder)

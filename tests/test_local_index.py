@@ -117,6 +117,21 @@ def test_a_graph_that_cannot_be_used_is_built_anew(
     assert not caplog.text
 
 
+def test_a_graph_newer_than_its_store_is_not_taken_later(tmp_path: Path) -> None:
+    """As after a power cut, or from a copy: the store lacks changes that the snapshot has, and goes on without them."""
+    folder = tmp_path / "i"
+    filled(folder).close()
+    store = (folder / "store.sqlite").read_bytes()
+    with SearchEngine.open(folder, fake()) as engine:
+        engine.add([Product("6", "zebra")])
+    (folder / "store.sqlite").write_bytes(store)
+    killed: Any = SearchEngine.open(folder, fake())
+    killed.add([Product("7", "yak")])
+    killed._index._store.close()
+    with SearchEngine.open(folder, fake()) as engine:
+        assert ids(engine.search(text="yak", k=1)) == ["7"] and engine.verify()["recall_at_10"]["multimodal"] == 1
+
+
 def test_vectors_that_make_no_graph_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path / "i", ("text",)).close()
     empty = local_index.LocalIndex._empty_graph

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from uniecs.backends.threads import usable_cpus
 from uniecs.catalog import Product
 from uniecs.database import Durability, disk_errors
+from uniecs.durable import sync
 from uniecs.errors import IndexFileError, InputError
 from uniecs.filter_sets import FilterSets, Predicate, Rows
 from uniecs.filters import Filter, matches
@@ -261,11 +262,20 @@ class LocalIndex:
             sequence = self._store.begin_writing()
             if self._behind or any(sequence != reached for reached, _ in self._reached.values()):
                 self.refresh()  # another process wrote before
+            self._remove_unusable()
             try:
                 yield
             except BaseException:
                 self._behind = True
                 raise
+
+    def _remove_unusable(self) -> None:
+        """Snapshots that `_load` refused: one newer than the store would be taken once the store has grown past it."""
+        for path in map(self._snapshot, set(self.config.views) - self._saved.keys()):
+            with disk_errors(path):
+                if path.exists():
+                    path.unlink()
+                    sync(self._folder)
 
     def _show(
         self,

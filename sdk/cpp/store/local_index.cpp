@@ -272,11 +272,23 @@ void LocalIndex::change(Work work) {
         Reader reader(*store_);
         see_changes(reader);  // another process may have written before
     }
+    remove_unusable();
     try {
         work();
     } catch (...) {
         behind_ = true;
         throw;
+    }
+}
+
+// Snapshots that `load` refused: one newer than the store would be taken once the store has grown past it.
+void LocalIndex::remove_unusable() const {
+    for (const auto& [view, place] : views_) {
+        if (place.saved) continue;
+        std::error_code failed;
+        const bool removed = fs::remove(snapshot_path(view), failed);
+        if (failed) throw IndexFileError(snapshot_path(view) + " cannot be removed: " + failed.message());
+        if (removed) sync_path(store_->folder());
     }
 }
 

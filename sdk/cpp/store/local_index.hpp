@@ -79,6 +79,7 @@ class LocalIndex {
     void refresh(Reader& reader);
     void see_changes(Reader& reader);
     void follow();
+    void remove_unusable() const;
     bool needs_save(const std::string& view) const;
     std::vector<Row> rows_matching(Reader& reader, const Filter& predicate);
 
