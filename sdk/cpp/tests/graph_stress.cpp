@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -40,6 +41,10 @@ std::vector<float> unit_vectors(std::mt19937& random, std::size_t n) {
         for (std::size_t d = 0; d < DIM; ++d) made[i * DIM + d] /= std::sqrt(square);
     }
     return made;
+}
+
+float length_of(const std::vector<float>& vector) {
+    return std::sqrt(std::inner_product(vector.begin(), vector.end(), vector.begin(), 0.0f));
 }
 
 // Of the products, a quarter lies at one place in all generations, and a quarter at ten places.
@@ -93,6 +98,12 @@ void searches(const Graph& graph, const std::atomic<std::size_t>& started,
         if (options.strategy && *options.strategy == uniecs::Strategy::exact && !options.filter &&
             hits.rows.size() != std::min<std::size_t>(PRODUCTS, turn % 7 == 0 ? PRODUCTS : 20))
             fail("an exact search found " + std::to_string(hits.rows.size()));
+        const std::vector<Row> rows = graph.rows();
+        if (rows.size() != PRODUCTS || generation_of(rows.front()) != generation_of(rows.back()))
+            fail("the rows are not those of one generation");
+        std::vector<float> found(DIM);
+        if (graph.vector(rows[turn % PRODUCTS], found) && !(std::abs(length_of(found) - 1) < 0.05f))
+            fail("a vector is none that was put");
     }
 }
 
