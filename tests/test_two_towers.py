@@ -25,7 +25,7 @@ from uniecs.trainer.checkpoint import load_checkpoint  # noqa: E402
 from uniecs.trainer.distributed import World  # noqa: E402
 from uniecs.trainer.embedder import TorchEncoder  # noqa: E402
 from uniecs.trainer.loop import Run, train  # noqa: E402
-from uniecs.trainer.pairs import pairs_from_queries  # noqa: E402
+from uniecs.trainer.pairs import QueryPairs, pairs_from_queries  # noqa: E402
 from uniecs.trainer.settings import DataSettings, InitSettings, OptimizerSettings, TrainConfig  # noqa: E402
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -64,6 +64,22 @@ def stage_2(stage_1: TrainConfig, tmp_path: Path) -> TrainConfig:
     settings = replace(stage_1.optimizer, losses=("q2f",), freeze_encoders=True, steps=20)
     init = InitSettings(checkpoint=stage_1.output)
     return replace(stage_1, output=str(tmp_path / "stage-2"), init=init, optimizer=settings)
+
+
+def test_a_frequent_query_does_not_slow_an_epoch_down() -> None:
+    looked_up = 0
+
+    class Counted(str):
+        def __hash__(self) -> int:
+            nonlocal looked_up
+            looked_up += 1
+            return super().__hash__()
+
+    # Half of the rows are of one query, as in a log of searches.
+    rows = [(Counted("dress" if i % 2 else f"q{i}"), i) for i in range(2000)]
+    batches = QueryPairs([], rows)._epoch(0, 8, seed=0)
+    assert len({row for batch in batches for row in batch}) == 8 * len(batches) > 1000
+    assert looked_up < 20 * len(rows)
 
 
 def test_a_batch_has_no_query_and_no_product_twice() -> None:

@@ -141,19 +141,26 @@ class QueryPairs:
         """Rows in random order, each in the first batch that has room and neither its query nor its product."""
         batches: list[list[int]] = []
         taken: list[set[str | int]] = []
+        past: dict[str | int, int] = {}  # no batch before it takes the key: one with many rows is in most of them
         full = 0
+
+        def closed(place: int, keys: Iterable[str | int]) -> bool:
+            return place < len(batches) and (len(batches[place]) == batch_pairs or not taken[place].isdisjoint(keys))
+
         for row in np.random.default_rng((seed, epoch)).permutation(len(self.queries)).tolist():
-            query, product = self.queries[row]
-            place = full
-            while place < len(batches) and (
-                len(batches[place]) == batch_pairs or query in taken[place] or product in taken[place]
-            ):
+            keys = self.queries[row]
+            for key in keys:
+                past[key] = max(full, past.get(key, 0))
+                while closed(past[key], (key,)):
+                    past[key] += 1
+            place = max(past[key] for key in keys)
+            while closed(place, keys):
                 place += 1
             if place == len(batches):
                 batches.append([])
                 taken.append(set())
             batches[place].append(row)
-            taken[place] |= {query, product}
+            taken[place].update(keys)
             while full < len(batches) and len(batches[full]) == batch_pairs:
                 full += 1
         whole = [batch for batch in batches if len(batch) == batch_pairs]
