@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ pytest.importorskip("sklearn", reason="the TF-IDF baseline needs scikit-learn")
 
 from uniecs.cli import main  # noqa: E402
 from uniecs.errors import CatalogError, ConfigError  # noqa: E402
+from uniecs.evaluation import TASKS  # noqa: E402
 from uniecs.trainer import sweep as sweeps  # noqa: E402
 from uniecs.trainer.distributed import World  # noqa: E402
 from uniecs.trainer.loop import Run  # noqa: E402
@@ -108,6 +110,34 @@ def test_finished_runs_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not lost.exists()
 
 
+@pytest.mark.parametrize("damage", ["half", "empty", "list", "other", "not text"])
+def test_a_damaged_result_stops_a_sweep_before_its_first_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    sweep = load_sweep(path)
+    monkeypatch.setattr(sweeps, "train", None)  # which would be a TypeError
+    file = sweep.result_of("no gate", 1)
+    file.parent.mkdir()
+    tasks = {task: {"10": 0.5} for task in TASKS}
+    whole = json.dumps({"key": file.stem, "precision": "fp32", "tasks": tasks})
+    file.write_text(whole)
+    assert len(finished(sweep)) == 1
+    other = whole.replace(file.stem, "0" * 16)
+    file.write_bytes(
+        {"half": whole.encode()[:60], "empty": b"", "list": b"[]", "other": other.encode(), "not text": b"\xff"}[damage]
+    )
+    with pytest.raises(ConfigError, match=rf"{file.stem}\.json is no.*remove it"):
+        run_sweep(sweep)
+
+
+def test_a_report_that_cannot_be_written_stops_a_sweep_before_its_first_run(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "train", None)  # which would be a TypeError
+    assert main(["sweep", str(path), "--report", str(path.parent / "none" / "report.md")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_a_wrong_validation_stops_a_sweep_before_its_first_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(path.read_text() + '[variants.last]\nvalidation = { pairs = "none.csv" }\n')
     monkeypatch.setattr(sweeps, "train", None)  # which would be a TypeError
@@ -162,7 +192,8 @@ def test_files_of_one_name_in_two_folders_are_not_one_run(path: Path) -> None:
     [
         ("[base]", "[basis]", "unknown key 'basis'"),
         ("[variants.", "[others.", "needs a table `base`"),
-        ("seeds = [0, 1]", "seeds = []", "no seeds"),
+        ("seeds = [0, 1]", "seeds = []", "at least one"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "none of them twice"),
         ("seeds = [0, 1]", "speed = 1", "unknown key 'speed'"),
         ('fusion = "additive"', 'fusion = "none"', "expected one of"),
         ("[variants.whole]", "[variants]\nwhole = 3", "expected a table"),

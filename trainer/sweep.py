@@ -82,8 +82,8 @@ def load_sweep(path: Path) -> Sweep:
         raise ConfigError(f"{path} needs a table `base`, a training configuration, and at least one in `variants`")
     resolve_paths(document, ("runs", "results"), path.parent)
     keys = SweepFile.from_dict(document)
-    if not keys.seeds:
-        raise ConfigError(f"{path} has no seeds")
+    if not keys.seeds or len(set(keys.seeds)) < len(keys.seeds):
+        raise ConfigError(f"{path} has the seeds {list(keys.seeds)}; expected at least one, none of them twice")
     configs: dict[str, TrainConfig] = {}
     named: dict[str, str] = {}
     for name, changes in variants.items():
@@ -113,8 +113,10 @@ def merged(base: Mapping[str, Any], changes: object, where: str) -> dict[str, An
 def run_sweep(sweep: Sweep) -> list[dict[str, Any]]:
     """Make the runs that have no result yet, seed after seed; returns the results of all.
 
-    A result: variant, seed, key, config, parameters, tasks {"t>v": {"1": share, ...}, ...}. Raises what `train` raises.
+    A result: variant, seed, key, config, parameters, tasks {"t>v": {"1": share, ...}, ...}. Raises what `train` and
+    `finished` raise.
     """
+    finished(sweep)  # before the first run: a damaged result costs none
     sweep.results.mkdir(parents=True, exist_ok=True)
     jobs = [(variant, seed) for seed in sweep.seeds for variant in sweep.variants]
     missing = [sweep.run_of(*job).validation for job in jobs if not sweep.result_of(*job).is_file()]
@@ -134,14 +136,28 @@ def run_sweep(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def finished(sweep: Sweep) -> list[dict[str, Any]]:
-    """The results of the sweep's runs that are there, in the order of its variants and seeds."""
+    """The results of the sweep's runs that are there, in the order of its variants and seeds.
+
+    Raises `ConfigError` for a file that is damaged.
+    """
     results = []
     for variant in sweep.variants:
         for seed in sweep.seeds:
             path = sweep.result_of(variant, seed)
             if path.is_file():
-                results.append({**json.loads(path.read_text(encoding="utf-8")), "variant": variant})
+                results.append({**_read(path), "variant": variant})
     return results
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A result that `_write` wrote; raises `ConfigError` for anything else."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["key"] == path.stem and result["tasks"].keys() == TASKS.keys() and result["precision"]:
+            return dict(result)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ConfigError(f"{path} is no readable result ({error!r}); remove it, and its run is made again") from error
+    raise ConfigError(f"{path} is not the result of the run of its name; remove it, and its run is made again")
 
 
 def _result(variant: str, config: TrainConfig, folder: Path, held_out: HeldOut) -> dict[str, Any]:

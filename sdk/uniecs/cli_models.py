@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniecs.cli_io import add_command, needs, note_rejected, print_json, rejections
+from uniecs.cli_io import add_command, check_writable, needs, note_rejected, print_json, rejections
 from uniecs.errors import BackendError, CatalogError, ParityError
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def _sweep(args: argparse.Namespace) -> int:
     with needs("sweep", "train"):
         from uniecs.trainer.sweep import load_sweep, markdown_report, run_sweep
 
+        if args.report:
+            check_writable(args.report)
         sweep = load_sweep(args.config)
         report = markdown_report(sweep, run_sweep(sweep))
     if args.report:
