@@ -186,6 +186,12 @@ def test_baselines_find_equal_words_and_equal_photos() -> None:
     assert figures["tfidf"]["t>t"][1] == figures["raw_pixels"]["v>v"][1] == 0.5
 
 
+def test_titles_without_a_word_are_named() -> None:
+    products = {name: Product(name, "x", photo(i)) for i, name in enumerate("ab")}
+    with pytest.raises(CatalogError, match="no title has a word"):
+        evaluation.baselines(products, [("a", "b")])
+
+
 def test_read_pairs(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("trigger_id,recall_id\na0,b0\n\na1,b1\n", encoding="utf-8-sig")

@@ -507,6 +507,8 @@ def test_bad_configurations_are_refused(tmp_path: Path, config: TrainConfig) -> 
         "model = ": "not valid TOML",
         'model = "tiny"': "lacks the key 'data'",
         'model = "tiny"\ncolour = 3': "unknown key 'colour'",
+        'output = "~nobody-of-this-name/run"': "output is '~nobody-of-this-name/run', which is no path",
+        'data.catalog = "a\\u0000b"': "catalog is 'a.x00b', which is no path",
     }.items():
         path.write_text(text)
         with pytest.raises(ConfigError, match=match):
@@ -526,12 +528,17 @@ def test_bad_configurations_are_refused(tmp_path: Path, config: TrainConfig) -> 
             OptimizerSettings(steps=1, **{name: value})
     with pytest.raises(ConfigError, match="seed is -1; expected 0 or more"):
         replace(config, seed=-1)
+    with pytest.raises(ConfigError, match="expected less than 2"):
+        replace(config, seed=2**64)
     with pytest.raises(ConfigError, match="expected one of base, mini, small, tiny"):
         Run(replace(config, model="huge"), ALONE, None)
     with pytest.raises(ConfigError, match="tokenizer or text_weights"):
         Run(replace(config, init=InitSettings()), ALONE, None)
     with pytest.raises(ConfigError, match="not installed: pip install no-such"):
         resolve("package:no_such/model")
+    for name in ("no_such.part", ".relative", ""):
+        with pytest.raises(ConfigError, match="is not installed"):
+            resolve(f"package:{name}/model")
     with pytest.raises(ConfigError, match="one of pairs, group_columns and queries"):
         DataSettings(catalog="x")
     with pytest.raises(UniecsError, match="no-catalogue"):

@@ -372,7 +372,10 @@ def resolve(place: str) -> Path:
     if not place.startswith(PACKAGE):
         return Path(place)
     name, _, rest = place.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a.b without a; a name that none can have
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"the Python package {name} is not installed: pip install {name.replace('_', '-')}")
     return Path(spec.submodule_search_locations[0]) / rest

@@ -185,6 +185,8 @@ class TrainConfig(StrictConfig):
 
     def __post_init__(self) -> None:
         _not_negative(seed=self.seed)
+        if self.seed >= 2**64:
+            raise ConfigError(f"seed is {self.seed}; expected less than 2**64, as torch takes it")
         if (self.data.queries is not None) != (self.optimizer.losses[0] in QUERY_NAMES):
             raise ConfigError(f"the losses {', '.join(QUERY_NAMES)} go with data.queries, and no others do")
 
@@ -241,10 +243,16 @@ def train_config(document: dict[str, Any], folder: Path) -> TrainConfig:
 
 
 def resolve_paths(table: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
-    """Make the relative paths of a table relative to the configuration file's folder, in place."""
+    """Make the relative paths of a table relative to the configuration file's folder, in place.
+
+    Raises `ConfigError` for what is no path.
+    """
     for key in keys:
         value = table.get(key)
         if isinstance(value, str) and not value.startswith((PACKAGE, BUNDLE)):
             # A pattern is what the file says; its folder is not, whatever its name holds.
             root = Path(escape(str(folder.resolve()))) if key == "pair_files" else folder
-            table[key] = str((root / Path(value).expanduser()).resolve())
+            try:
+                table[key] = str((root / Path(value).expanduser()).resolve())
+            except (RuntimeError, ValueError) as error:  # ~name of nobody; a NUL
+                raise ConfigError(f"{key} is {value!r}, which is no path: {error}") from error

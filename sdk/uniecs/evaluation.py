@@ -217,15 +217,18 @@ def baselines(products: Mapping[str, Product], pairs: Pairs) -> dict[str, dict[s
     """What there is without a model: title TF-IDF for text to text, 12x16 raw pixels for image to image.
 
     TF-IDF is fitted on all titles of `products`; a photo becomes 12x16 RGB values (bicubic), less their own
-    mean; both are compared by cosine. Raises `CatalogError` like `evaluate_pairs`, and `MissingExtraError`
-    without scikit-learn.
+    mean; both are compared by cosine. Raises `CatalogError` like `evaluate_pairs` and where no title has a word of two
+    letters, and `MissingExtraError` without scikit-learn.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ModuleNotFoundError as error:
         raise MissingExtraError("the title TF-IDF baseline needs scikit-learn: pip install 'uniecs[train]'") from error
     queries, candidates, target, own = _sides(products, pairs)
-    vectorizer = TfidfVectorizer().fit([each.title for each in products.values() if each.title])
+    try:
+        vectorizer = TfidfVectorizer().fit([each.title for each in products.values() if each.title])
+    except ValueError as error:
+        raise CatalogError("no title has a word of two letters or more, which the TF-IDF baseline counts") from error
     left, right = (vectorizer.transform([products[i].title for i in side]) for side in (queries, candidates))
     ids = sorted({*queries, *candidates})
     row = {each: i for i, each in enumerate(ids)}
