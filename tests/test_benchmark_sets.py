@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uniecs import benchmark_sets
 from uniecs.benchmark_sets import (
     FASHION200K_CATEGORIES,
     FASHIONIQ_CATEGORIES,
@@ -65,6 +66,15 @@ def test_ties_count_against_the_answer() -> None:
     same = task(["0"], ["9"] * 8, [{0}])
     assert evaluate_tasks(Numbers(), [same])["t"] == {"1": 0.0, "5": 0.0, "10": 1.0, "50": 1.0}
     assert evaluate_tasks(Numbers(), [task(["0"], ["9", "9"], [{0, 1}])])["t"]["1"] == 1.0
+
+
+def test_equal_candidates_tie_whatever_rounding_makes_of_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(0).standard_normal((257, 256)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    monkeypatch.setattr(benchmark_sets, "_embed", lambda _, items, __: vectors[[int(each.text) for each in items]])
+    names = [str(each) for each in range(len(vectors))]
+    figures = evaluate_tasks(Numbers(), [task(names, [*names, *names], [{place} for place in range(len(names))])])["t"]
+    assert (figures["1"], figures["5"]) == (0.0, 1.0)
 
 
 def test_an_item_that_cannot_be_embedded_is_named() -> None:

@@ -116,6 +116,16 @@ def test_a_query_does_not_find_itself() -> None:
     assert figures["tfidf"]["t>t"][1] == figures["raw_pixels"]["v>v"][1] == 1.0
 
 
+def test_equal_candidates_tie_whatever_rounding_makes_of_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(0).standard_normal((67, 100)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    products = {f"{side}{i}": Product(f"{side}{i}", "t", b"") for side in "abc" for i in range(len(vectors))}
+    pairs = [(f"a{i}", f"{side}{i}") for side in "bc" for i in range(len(vectors))]
+    monkeypatch.setattr(evaluation, "_embed", lambda _, items, __: vectors[[int(each.id[1:]) for each in items]])
+    figures = evaluation.evaluate_pairs(FakeEncoder(), products, pairs)
+    assert all(recalls[1] == 0 and recalls[5] == 1 for recalls in figures.values())
+
+
 def test_blocks_of_queries_give_the_figures_of_the_plain_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     products = {f"p{i}": Product(f"p{i}", f"w{i % 7} w{i % 5}", photo(i)) for i in range(60)}
     pairs = [(f"p{i}", f"p{i + step}") for step, count in ((1, 59), (-7, 33)) for i in range(9, count)]  # in chains

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from uniecs.catalog import Product, read_catalog, read_records
 from uniecs.errors import CatalogError, TextError
-from uniecs.evaluation import PairEncoder, check_view, embed_all
+from uniecs.evaluation import ROUNDING, PairEncoder, check_view, embed_all
 from uniecs.preprocess import check_text
 
 if TYPE_CHECKING:
@@ -266,8 +266,9 @@ def evaluate_tasks(encoder: PairEncoder, tasks: Sequence[RetrievalTask]) -> dict
         for row, query in enumerate(queries):
             scores = candidates @ query
             right = sorted(task.answers[row])
-            # Every wrong candidate that scores as much as the best right one stands before it.
-            ahead[row] = (scores >= scores[right].max()).sum() - (scores[right] >= scores[right].max()).sum()
+            # Every wrong candidate that scores as much as the best right one, but for rounding, stands before it.
+            reached = scores >= scores[right].max() - ROUNDING
+            ahead[row] = reached.sum() - reached[right].sum()
         report[task.name] = {str(k): float((ahead < k).mean()) for k in KS}
     return report
 

@@ -40,6 +40,8 @@ PAIR_COLUMNS = ["trigger_id", "recall_id"]
 RAW_PIXELS = (12, 16)
 """Width and height, in px, of the raw-pixel baseline's thumbnails."""
 _CHUNK = 256
+ROUNDING = 1e-6
+"""More than float32 sums of products of unit vectors differ by, where the vectors are equal: their order differs."""
 
 
 class PairEncoder(Protocol):
@@ -81,8 +83,11 @@ def recall_at_k(scores: Floats, target: npt.ArrayLike, ks: Sequence[int] = KS) -
     return _shares(_ahead(scores, np.asarray(target)), ks)
 
 
-def _ahead(scores: Floats, answers: npt.NDArray[Any]) -> Columns:
-    """How many other candidates stand before the answer of each query; raises what `recall_at_k` raises."""
+def _ahead(scores: Floats, answers: npt.NDArray[Any], slack: float = 0.0) -> Columns:
+    """How many other candidates stand before the answer of each query; raises what `recall_at_k` raises.
+
+    Those that score less than the answer by up to `slack` do so, too.
+    """
     if scores.ndim != 2 or answers.shape != scores.shape[:1] or not scores.size:
         raise InputError(f"scores {scores.shape} and target {answers.shape}; expected (Q, C) and (Q,), not empty")
     if answers.dtype.kind not in "iu" or answers.min() < 0 or answers.max() >= scores.shape[1]:
@@ -90,7 +95,7 @@ def _ahead(scores: Floats, answers: npt.NDArray[Any]) -> Columns:
     if not np.isfinite(scores).all():
         raise InputError("scores hold NaN or infinite values; expected finite numbers")
     own = np.take_along_axis(scores, answers[:, None], axis=1)
-    ahead: Columns = (scores >= own).sum(axis=1) - 1
+    ahead: Columns = (scores >= own - slack).sum(axis=1) - 1
     return ahead
 
 
@@ -289,7 +294,9 @@ def _sides(products: Mapping[str, Product], pairs: Pairs) -> tuple[list[str], li
 
 
 def _recalls(queries: Any, candidates: Any, target: Columns, own: Columns) -> Recalls:
-    """`recall_at_k` of the scores `queries` @ `candidates`, with the columns `own` below all others.
+    """`recall_at_k` of the scores `queries` @ `candidates` of unit vectors, with the columns `own` below all others.
+
+    Equal candidates are a tie, though rounding may part their scores.
 
     The queries come in blocks: scores of all with all candidates would take terabytes for a million pairs.
     """
@@ -299,7 +306,7 @@ def _recalls(queries: Any, candidates: Any, target: Columns, own: Columns) -> Re
         scores = product if isinstance(product, np.ndarray) else product.toarray()
         meets = np.flatnonzero(own[rows] >= 0)
         scores[meets, own[rows][meets]] = np.finfo(scores.dtype).min
-        ahead.append(_ahead(scores, target[rows]))
+        ahead.append(_ahead(scores, target[rows], ROUNDING))
     return _shares(np.concatenate(ahead))
 
 
