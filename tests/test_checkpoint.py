@@ -303,6 +303,17 @@ def test_saving_replaces_what_was_left_unfinished_and_leaves_nothing_behind(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
+@pytest.mark.parametrize("left", [1 << 10, 1 << 20], ids=["for no weights", "for no optimiser"])
+def test_a_full_disk_is_a_checkpoint_error(tmpfs: Path, left: int) -> None:
+    save_checkpoint(tmpfs / "before", UniECS(TINY), b"{}", {})
+    free = shutil.disk_usage(tmpfs).free
+    (tmpfs / "filler").write_bytes(bytes(free - left))
+    with pytest.raises(CheckpointError, match=r"after cannot be written: .*"):
+        save_checkpoint(tmpfs / "after", UniECS(TINY), b"{}", {}, {"optimizer": torch.zeros(1 << 20)})
+    assert not (tmpfs / "after").exists()
+    load_checkpoint(tmpfs / "before")
+
+
 DAMAGES = ["weights cut", "weights foreign", "json", "format", "version", "provenance", "tokenizer", "gone"]
 
 

@@ -197,6 +197,8 @@ def test_files_of_one_name_in_two_folders_are_not_one_run(path: Path) -> None:
         ("seeds = [0, 1]", "speed = 1", "unknown key 'speed'"),
         ('fusion = "additive"', 'fusion = "none"', "expected one of"),
         ("[variants.whole]", "[variants]\nwhole = 3", "expected a table"),
+        ("[variants.whole]", "[variants.whole]\nseed = 3", "runs with all of `seeds`"),
+        ("[variants.whole]", '[variants.whole]\nmodel = "huge"', "model is 'huge'"),
         ("[base.validation]", "[base.other]", "unknown key 'other'"),
     ],
 )

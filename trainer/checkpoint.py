@@ -63,27 +63,31 @@ def save_checkpoint(
 ) -> None:
     """Write model.safetensors, checkpoint.json, tokenizer.json (and training_state.pt) to the new folder `folder`.
 
-    They are written to a temporary folder beside it, fsynced and renamed: a `folder` that exists is whole.
+    They are written to a temporary folder beside it, fsynced and renamed: a `folder` that exists is whole. Raises
+    `CheckpointError` if it cannot be written.
     """
-    temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(weights, temporary / "model.safetensors")
-    (temporary / "tokenizer.json").write_bytes(tokenizer_json)
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "model": model.config.to_dict(),
         "provenance": dict(provenance),
     }
-    (temporary / "checkpoint.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
-    if training_state is not None:
-        torch.save(dict(training_state), temporary / "training_state.pt")
-    for path in [*temporary.iterdir(), temporary]:
-        sync(path)
-    temporary.rename(folder)
-    sync(folder.parent)
+    temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(weights, temporary / "model.safetensors")
+        (temporary / "tokenizer.json").write_bytes(tokenizer_json)
+        (temporary / "checkpoint.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+        if training_state is not None:
+            torch.save(dict(training_state), temporary / "training_state.pt")
+        for path in [*temporary.iterdir(), temporary]:
+            sync(path)
+        temporary.rename(folder)
+        sync(folder.parent)
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is any of the three
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
 
 def kept_checkpoints(run: Path) -> list[Path]:

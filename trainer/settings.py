@@ -185,6 +185,8 @@ class TrainConfig(StrictConfig):
 
     def __post_init__(self) -> None:
         _not_negative(seed=self.seed)
+        if self.model not in MODELS:
+            raise ConfigError(f"model is {self.model!r}; expected one of {', '.join(MODELS)}")
         if self.seed >= 2**64:
             raise ConfigError(f"seed is {self.seed}; expected less than 2**64, as torch takes it")
         if (self.data.queries is not None) != (self.optimizer.losses[0] in QUERY_NAMES):
@@ -192,9 +194,7 @@ class TrainConfig(StrictConfig):
 
     @property
     def model_config(self) -> ModelConfig:
-        """The network's dimensions; raises `ConfigError` for a model that is not known."""
-        if self.model not in MODELS:
-            raise ConfigError(f"model is {self.model!r}; expected one of {', '.join(MODELS)}")
+        """The network's dimensions."""
         config = MODELS[self.model]
         return replace(
             config,

@@ -88,6 +88,8 @@ def load_sweep(path: Path) -> Sweep:
     named: dict[str, str] = {}
     for name, changes in variants.items():
         config = train_config(merged({"output": "", **base}, changes, name), path.parent)
+        if "seed" in changes:
+            raise ConfigError(f"{path}: the variant {name!r} has a seed; every variant runs with all of `seeds`")
         if config.validation is None:
             raise ConfigError(f"{path}: base needs a validation table, on whose pairs the runs are compared")
         configs[name] = config
