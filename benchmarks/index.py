@@ -3,16 +3,15 @@ r"""Search, filters, building, opening and changes of the index beside other pac
     python benchmarks/index.py --parts search filter sets --out benchmarks/results/index.json
     python benchmarks/index.py --parts engine add --size mini 100000 1000000 --rounds 4 \
         --out benchmarks/results/index-engine.json
-    python benchmarks/index.py --parts search --size 1000000 --rounds 3 --out benchmarks/results/index-1000000.json
-    python benchmarks/index.py --parts filter --size 1000000 --rounds 3 \
-        --out benchmarks/results/index-1000000-filtered.json
+    python benchmarks/index.py --parts search filter --size 1000000 --rounds 3 \
+        --out benchmarks/results/index-1000000.json
     python benchmarks/index_report.py benchmarks/results/index*.json         # tables, and plots into docs/
 
 --size names the sets of vectors: "mini" (real products, where ../shared/data is) or a number of clustered ones. All of
 one figure take turns, so that a slow moment of the machine meets all; times are medians, and what counts is ratios of
 them. What one thread does is timed by its CPU time, which other processes do not lengthen, the rest by the clock. A
 peer that is not installed is left out. Needs `uniecs[bench,peers]`, a machine that does nothing else, and
-for a million vectors 10 GB of memory, 5 GB of disk and 45 minutes for `search`, 25 for `filter`, 10 for `engine`.
+for a million vectors 10 GB of memory, 5 GB of disk and an hour for `search` and `filter`, 10 minutes for `engine`.
 """
 
 from __future__ import annotations
