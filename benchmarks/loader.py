@@ -29,6 +29,7 @@ from PIL import Image
 from pyarrow import parquet
 from tqdm import tqdm
 
+from uniecs.bench.machine import describe_machine
 from uniecs.bundle import locate_bundle
 from uniecs.catalog import Product
 from uniecs.config import MODELS, ModelConfig
@@ -152,8 +153,9 @@ def main() -> None:
         print(f"{report['rows']} pairs, {report['files_mib']} MiB of files")
         print(f"resident MiB from a tenth of the way on: {min(after)} to {max(after)}; at the end {after[-1]}")
     else:
-        report = [speed(name, options.rounds) for name in options.models]
-        for each in report:
+        report = {"machine": describe_machine(), "torch": torch.__version__, "rounds": options.rounds}
+        report["models"] = [speed(name, options.rounds) for name in options.models]
+        for each in report["models"]:
             print(f"{each['model']}: the loader gives {each['loader_over_step']} times what a training step takes")
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
