@@ -77,16 +77,16 @@ def embed_catalog(
 
     shards = plan_shards(catalog)
     with claimed(Path(job.out), job, shards):
-        todo = [shard for shard in shards if finished(shard, job) is None]
-        reports = _here(todo, job, load) if ray is None else _on_ray(todo, job, load, ray, device)
-        known = [shard.rows for shard in todo]
+        left = [shard for shard in shards if finished(shard, job) is None]
+        reports = _here(left, job, load) if ray is None else _on_ray(left, job, load, ray, device)
+        known = [shard.rows for shard in left]
         total = None if None in known else sum(rows for rows in known if rows is not None)
         with tqdm(desc="embed", total=total, unit="row", disable=None) as bar:
             for report in reports:
                 bar.update(report.rows)
         sums = [checked(shard, job) for shard in shards]
     columns = [[each.rows for each in sums], [each.embedded for each in sums], [each.rejected for each in sums]]
-    return BulkReport(len(shards), len(shards) - len(todo), *map(sum, columns))
+    return BulkReport(len(shards), len(shards) - len(left), *map(sum, columns))
 
 
 def embed_shard(shard: Shard, job: BulkJob, encoder: Encoder) -> ShardReport:
@@ -160,10 +160,10 @@ def _nothing(product: Product, views: Sequence[str]) -> InputError:
     return InputError(f"product {product.id!r} has nothing to embed for the views {', '.join(views)}")
 
 
-def _here(todo: Sequence[Shard], job: BulkJob, load: LoadEncoder) -> Iterator[ShardReport]:
-    if todo:
+def _here(left: Sequence[Shard], job: BulkJob, load: LoadEncoder) -> Iterator[ShardReport]:
+    if left:
         encoder = load(None)
-        for shard in todo:
+        for shard in left:
             yield embed_shard(shard, job, encoder)
 
 
@@ -196,18 +196,18 @@ class _Worker:
         return finished(shard, self._job) or embed_shard(shard, self._job, self._encoder)
 
 
-def _on_ray(todo: Sequence[Shard], job: BulkJob, load: LoadEncoder, address: str, device: str) -> Iterator[ShardReport]:
+def _on_ray(left: Sequence[Shard], job: BulkJob, load: LoadEncoder, address: str, device: str) -> Iterator[ShardReport]:
     """The shards through a pool of workers of Ray Data, which replaces the ones that die and repeats their shards."""
-    if not todo:
+    if not left:
         return
     with _cluster(address) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
         threads, workers = _worker_size(ray.nodes())
-        rows = [{"shard": json.dumps(asdict(shard))} for shard in todo]
+        rows = [{"shard": json.dumps(asdict(shard))} for shard in left]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker,
             fn_constructor_args=(job, load, threads, RETRIES),
-            compute=ray.data.ActorPoolStrategy(size=min(len(todo), gpus or workers)),
+            compute=ray.data.ActorPoolStrategy(size=min(len(left), gpus or workers)),
             **({"num_gpus": 1} if gpus else {"num_cpus": threads}),
         )
         try:
