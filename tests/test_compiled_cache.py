@@ -19,7 +19,6 @@ from uniecs.errors import BackendError
 
 fake = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fake_bundle.py"))))
 KEY = cache_key({"graph": "a"})
-INPUTS = {"input_ids": np.array([[2, 4, 5, 3]]), "attention_mask": np.ones((1, 4), np.int64)}
 
 
 @pytest.fixture
@@ -28,32 +27,35 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def text_tokens(bundle: Bundle, *, may_compile: bool = True, **options: Any) -> Any:
+def image_tokens(bundle: Bundle, *, may_compile: bool = True, **options: Any) -> Any:
     backend: Any = create_backend(bundle, "openvino", **options)
     if not may_compile:
         backend._core = SimpleNamespace(import_model=backend._core.import_model)
-    return backend.run("text_encoder", INPUTS)
+    _, *shape = bundle.manifest["graphs"]["image_encoder"]["inputs"]["pixel_values"]["shape"]
+    return backend.run(
+        "image_encoder", {"pixel_values": np.linspace(-1, 1, np.prod(shape), dtype=np.float32).reshape(1, *shape)}
+    )
 
 
 def test_the_second_start_imports_and_answers_the_same(bundle: Bundle, folder: Path) -> None:
-    first = text_tokens(bundle)
+    first = image_tokens(bundle)
     (blob,) = folder.glob("*.blob")
     assert oct(folder.stat().st_mode)[-3:] == "700"
     assert not blob.stat().st_mode & 0o077
-    np.testing.assert_array_equal(text_tokens(bundle, may_compile=False), first)
+    np.testing.assert_array_equal(image_tokens(bundle, may_compile=False), first)
     assert list(folder.iterdir()) == [blob]
 
 
 def test_another_graph_precision_or_thread_count_is_another_blob(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
-    text_tokens(bundle)
-    text_tokens(bundle, threads=1)
+    image_tokens(bundle)
+    image_tokens(bundle, threads=1)
     other = fake.write_fake_bundle(tmp_path / "other", seed=1)
-    assert not np.array_equal(text_tokens(other), text_tokens(bundle))
+    assert not np.array_equal(image_tokens(other), image_tokens(bundle))
     assert len(list(folder.glob("*.blob"))) == 3
 
 
 def test_a_changed_blob_is_compiled_anew(bundle: Bundle, folder: Path) -> None:
-    first = text_tokens(bundle)
+    first = image_tokens(bundle)
     (blob,) = folder.glob("*.blob")
     whole = blob.read_bytes()
     for damaged in (
@@ -65,17 +67,17 @@ def test_a_changed_blob_is_compiled_anew(bundle: Bundle, folder: Path) -> None:
     ):
         blob.write_bytes(damaged)
         with pytest.raises(BackendError, match="read_model"):
-            text_tokens(bundle, may_compile=False)
-        np.testing.assert_array_equal(text_tokens(bundle), first)
-        np.testing.assert_array_equal(text_tokens(bundle, may_compile=False), first)
+            image_tokens(bundle, may_compile=False)
+        np.testing.assert_array_equal(image_tokens(bundle), first)
+        np.testing.assert_array_equal(image_tokens(bundle, may_compile=False), first)
 
 
 def test_a_blob_that_the_engine_refuses_is_compiled_anew(bundle: Bundle, folder: Path) -> None:
-    first = text_tokens(bundle)
+    first = image_tokens(bundle)
     (blob,) = folder.glob("*.blob")
     write_blob(folder, blob.stem, b"whole, but no graph")
-    np.testing.assert_array_equal(text_tokens(bundle), first)
-    np.testing.assert_array_equal(text_tokens(bundle, may_compile=False), first)
+    np.testing.assert_array_equal(image_tokens(bundle), first)
+    np.testing.assert_array_equal(image_tokens(bundle, may_compile=False), first)
 
 
 def test_a_blob_counts_only_under_its_own_key(folder: Path) -> None:
@@ -111,10 +113,10 @@ def test_without_a_usable_folder_everything_works(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("UNIECS_CACHE", "")
-    expected = text_tokens(bundle)
+    expected = image_tokens(bundle)
     for place in (tmp_path / "file" / "cache", tmp_path / "file", Path("/proc/none"), Path("relative")):
         monkeypatch.setenv("UNIECS_CACHE", str(place))
-        np.testing.assert_array_equal(text_tokens(bundle), expected)
+        np.testing.assert_array_equal(image_tokens(bundle), expected)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 

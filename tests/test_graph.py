@@ -508,7 +508,7 @@ def test_the_stress_test_is_clean_under_sanitizers(sanitized_build: Callable[[st
     folder = sanitized_build(sanitizer)
     # ThreadSanitizer is slow, and sees in a few generations of products what it would see in many.
     programs = [["graph_stress", "6"]] if sanitizer == "thread" else [["graph_stress"], ["distance_test"]]
-    for program, *generations in [*programs, ["item_fusion_test"]]:
+    for program, *generations in [*programs, ["bert_encoder_test"], ["item_fusion_test"]]:
         done = subprocess.run([folder / program, *generations], capture_output=True, text=True, check=False)
         if "unexpected memory mapping" in done.stderr:
             pytest.skip("this kernel's address layout is not known to ThreadSanitizer")

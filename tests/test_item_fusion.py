@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ onnx = pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'un
 
 from uniecs import _core  # noqa: E402
 from uniecs.backends.item_fusion import item_fusion  # noqa: E402
-from uniecs.backends.openvino import ItemRunner, import_openvino  # noqa: E402
+from uniecs.backends.openvino import FewTokens, fused, import_openvino  # noqa: E402
 from uniecs.config import MODELS, FusionConfig  # noqa: E402
 from uniecs.export.graphs import export_graph  # noqa: E402
 from uniecs.export.weights import round_weights, store_compactly  # noqa: E402
@@ -162,7 +163,7 @@ def test_few_tokens_leave_the_graph(tiny_fusion: tuple[Any, Any]) -> None:
         asked.append(0)
         return graph
 
-    run = ItemRunner(fusion, compile_graph)
+    run = FewTokens(partial(fused, fusion), compile_graph)
     text, image = tokens(rng, 8), tokens(rng, 12)
     assert text is not None and image is not None
     padded = text.copy()

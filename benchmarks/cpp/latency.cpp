@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "../../sdk/cpp/images/decode.hpp"
+#include "../../sdk/cpp/src/bert_encoder.hpp"
 #include "../../sdk/cpp/src/item_fusion.hpp"
 #include "uniecs/uniecs.hpp"
 
@@ -131,7 +132,16 @@ ov::Tensor ov::InferRequest::get_output_tensor() {
     return real(this);
 }
 
-// Fusion stands in for a graph of the engine's.
+// These two stand in for graphs of the engine's.
+bool uniecs::BertEncoder::encode(const std::int64_t* ids, const std::int64_t* mask, std::size_t texts,
+                                 std::size_t length, std::vector<float>& tokens) const {
+    using Real = bool (*)(const BertEncoder*, const std::int64_t*, const std::int64_t*, std::size_t,
+                          std::size_t, std::vector<float>&);
+    static const auto real = next<Real>("_ZNK6uniecs11BertEncoder6encodeEPKlS2_mmRSt6vectorIfSaIfEE");
+    const Timer timer(in_engine);
+    return real(this, ids, mask, texts, length, tokens);
+}
+
 void uniecs::ItemFusion::embed(const TokenRows& image, const TokenRows& text, float* embedding) const {
     using Real = void (*)(const ItemFusion*, const TokenRows&, const TokenRows&, float*);
     static const auto real = next<Real>("_ZNK6uniecs10ItemFusion5embedERKNS_9TokenRowsES3_Pf");

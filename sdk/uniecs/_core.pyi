@@ -1,6 +1,6 @@
-"""The native index core, tokenizer, image path and fusion (sdk/cpp)."""
+"""The native index core, tokenizer, image path, text encoder and fusion (sdk/cpp)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict
 
 import numpy as np
@@ -43,6 +43,21 @@ class ItemFusion:
     MAX_TOKENS: ClassVar[int]
     def __init__(self, arrays: Mapping[str, _Floats], heads: int, instructions: str = "") -> None: ...
     def embed(self, image_tokens: _Floats | None, text_tokens: _Floats | None) -> _Floats: ...
+
+class BertEncoder:
+    def __init__(
+        self,
+        find: Callable[[str], _Floats | None],
+        width: int,
+        epsilon: float,
+        threads: int,
+        instructions: str = "",
+    ) -> None: ...
+    @property
+    def max_tokens(self) -> int: ...
+    def encode(
+        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32] | None: ...
 
 class Tokenizer:
     def __init__(self, tokenizer_json: bytes, max_tokens: int) -> None: ...

@@ -1,8 +1,9 @@
-// uniecs._core: the index core, the tokenizer, the image path and the fusion for Python, nothing but
+// uniecs._core: the index core, the tokenizer, the image path and the networks for Python, nothing but
 // conversions. Numpy arrays in and out, the GIL released.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/function.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -12,6 +13,7 @@
 #include <limits>
 #include <optional>
 
+#include "../src/bert_encoder.hpp"
 #include "../src/distance.hpp"
 #include "../src/item_fusion.hpp"
 #include "../src/resize.hpp"
@@ -187,17 +189,42 @@ Numpy<std::uint8_t> resize(const Image& image, int width, int height, const std:
     return numpy(std::move(made), {static_cast<std::size_t>(height), static_cast<std::size_t>(width), 3});
 }
 
+uniecs::NamedArray copied(const Floats& array) {
+    if (array.ndim() < 1 || array.ndim() > 2)
+        throw std::invalid_argument("an array is neither a vector nor a matrix");
+    const std::size_t rows = array.ndim() == 2 ? array.shape(0) : 1;
+    return {rows, array.shape(array.ndim() - 1),
+            std::vector<float>(array.data(), array.data() + array.size())};
+}
+
 uniecs::NamedArrays named(const nb::dict& arrays) {
     uniecs::NamedArrays made;
-    for (const auto& [name, value] : arrays) {
-        const auto array = nb::cast<Floats>(value);
-        if (array.ndim() < 1 || array.ndim() > 2)
-            throw std::invalid_argument("an array is neither a vector nor a matrix");
-        const std::size_t rows = array.ndim() == 2 ? array.shape(0) : 1;
-        made[nb::cast<std::string>(name)] = {rows, array.shape(array.ndim() - 1),
-                                             std::vector<float>(array.data(), array.data() + array.size())};
-    }
+    for (const auto& [name, value] : arrays)
+        made[nb::cast<std::string>(name)] = copied(nb::cast<Floats>(value));
     return made;
+}
+
+using Find = std::function<std::optional<Floats>(const std::string&)>;
+
+std::optional<uniecs::NamedArray> found(const Find& find, const std::string& name) {
+    const std::optional<Floats> array = find(name);
+    return array ? std::optional(copied(*array)) : std::nullopt;
+}
+
+using Ids = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+std::optional<Numpy<float>> encode(const uniecs::BertEncoder& self, const Ids& ids, const Ids& mask) {
+    const std::size_t texts = ids.shape(0), length = ids.shape(1);
+    if (mask.shape(0) != texts || mask.shape(1) != length)
+        throw std::invalid_argument("ids and mask are of different shapes");
+    std::vector<float> tokens;
+    bool done = false;
+    {
+        nb::gil_scoped_release release;
+        done = self.encode(ids.data(), mask.data(), texts, length, tokens);
+    }
+    if (!done) return std::nullopt;
+    return numpy(std::move(tokens), {texts, length, self.embed_dim()});
 }
 
 uniecs::TokenRows token_rows(const std::optional<Floats>& tokens, std::size_t dim) {
@@ -222,13 +249,14 @@ Numpy<float> embed(const uniecs::ItemFusion& self, const std::optional<Floats>& 
 }  // namespace
 
 NB_MODULE(_core, module) {
-    module.doc() = "The native index core, tokenizer, image path and fusion (sdk/cpp).";
+    module.doc() = "The native index core, tokenizer, image path, text encoder and fusion (sdk/cpp).";
     module.def("instructions", &uniecs::instructions,
                "The vector instructions in use: avx512, avx2 or portable.");
     module.def("resize_instructions", &uniecs::supported_resize_kernels,
                "The vector instructions that `resize` can use here, the fastest first.");
-    module.def("row_instructions", &uniecs::supported_row_kernels,
-               "The vector instructions that `ItemFusion` can use here, the fastest first.");
+    module.def(
+        "row_instructions", &uniecs::supported_row_kernels,
+        "The vector instructions that `BertEncoder` and `ItemFusion` can use here, the fastest first.");
     module.def(
         "has_byte_products", &uniecs::has_byte_products,
         "Whether an engine's sums of int8 products are right on this CPU: with VNNI, or if it is no x86.");
@@ -260,6 +288,18 @@ NB_MODULE(_core, module) {
         .def("embed", &embed, "image_tokens"_a.none(), "text_tokens"_a.none())
         .def_prop_ro_static("MAX_TOKENS",
                             [](nb::handle) { return std::size_t{uniecs::ItemFusion::MAX_TOKENS}; });
+
+    nb::class_<uniecs::BertEncoder>(module, "BertEncoder")
+        .def(
+            "__init__",
+            [](uniecs::BertEncoder* self, const Find& find, std::size_t width, float epsilon,
+               unsigned threads, const std::string& instructions) {
+                new (self) uniecs::BertEncoder([&](const std::string& name) { return found(find, name); },
+                                               width, epsilon, threads, instructions);
+            },
+            "find"_a, "width"_a, "epsilon"_a, "threads"_a, "instructions"_a = "")
+        .def("encode", &encode, "input_ids"_a, "attention_mask"_a)
+        .def_prop_ro("max_tokens", &uniecs::BertEncoder::max_tokens);
 
     nb::class_<RowSet>(module, "RowSet")
         .def(

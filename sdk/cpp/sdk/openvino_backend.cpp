@@ -8,6 +8,7 @@
 
 #include "../src/row_kernels.hpp"
 #include "backend.hpp"
+#include "bert_encoder_model.hpp"
 #include "item_fusion_model.hpp"
 #include "openvino_int8.hpp"
 #include "token_padding.hpp"
@@ -129,6 +130,7 @@ class OpenVinoBackend : public Backend {
   public:
     OpenVinoBackend(Graphs graphs, std::size_t embed_dim, const std::string& precision, unsigned threads)
         : embed_dim_(embed_dim),
+          threads_(threads),
           config_(configuration(core_, precision, threads)),
           padded_(precision != "fp32"),
           image_encoder_(core_, std::move(graphs.image_encoder), config_, padded_,
@@ -158,7 +160,9 @@ class OpenVinoBackend : public Backend {
                 request.infer();
                 image_tokens = copied(request.get_output_tensor(), images);
             });
-        if (batch.input_ids)
+        if (batch.input_ids && encode_few(batch, texts))
+            text_tokens = view(texts.data(), {batch.size, batch.tokens, embed_dim_});
+        else if (batch.input_ids)
             text_encoder_.run([&](ov::InferRequest& request) {
                 const ov::Shape shape{batch.size, batch.tokens};
                 request.set_tensor("input_ids", view(batch.input_ids, shape));
@@ -167,6 +171,15 @@ class OpenVinoBackend : public Backend {
                 text_tokens = copied(request.get_output_tensor(), texts);
             });
         if (!fuse_items(batch, images, texts, out)) fuse(batch, image_tokens, text_tokens, out);
+    }
+
+    // Few tokens of text, by the core; false if there are many, or the encoder is of another kind.
+    bool encode_few(const Batch& batch, std::vector<float>& texts) {
+        if (padded_) return false;
+        std::call_once(bert_encoder_read_,
+                       [&] { bert_encoder_ = bert_encoder(text_encoder_.model(), threads_); });
+        return bert_encoder_ && bert_encoder_->embed_dim() == embed_dim_ &&
+               bert_encoder_->encode(batch.input_ids, batch.attention_mask, batch.size, batch.tokens, texts);
     }
 
     // Few tokens, by the core, item by item; false if there are many, or the fusion is of another kind.
@@ -240,10 +253,12 @@ class OpenVinoBackend : public Backend {
 
     ov::Core core_;
     std::size_t embed_dim_;
+    unsigned threads_;
     ov::AnyMap config_;
     bool padded_;  // products in fp32 don't mind their number of rows
     CompiledGraph image_encoder_, text_encoder_, fusion_;
-    std::once_flag item_fusion_read_;
+    std::once_flag bert_encoder_read_, item_fusion_read_;
+    std::optional<BertEncoder> bert_encoder_;
     std::optional<ItemFusion> item_fusion_;
 };
 

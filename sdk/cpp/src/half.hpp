@@ -32,19 +32,4 @@ inline std::uint16_t float_to_half(float value) {
     return sign | static_cast<std::uint16_t>(((exponent + 13) << 10) + rounded);
 }
 
-// Whether a float16 has this very value, which is then in `half`.
-inline bool exact_half(float value, std::uint16_t& half) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const std::uint32_t exponent = (bits >> 23) & 0xff;
-    if (exponent >= 113 && exponent <= 142) {  // a normal one
-        half = static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) | ((exponent - 112) << 10) |
-                                          ((bits >> 13) & 0x3ffu));
-        return (bits & 0x1fffu) == 0;
-    }
-    if (exponent > 142) return false;
-    half = float_to_half(value);
-    return half_to_float(half) == value;
-}
-
 }  // namespace uniecs

@@ -4,25 +4,14 @@
 #include <array>
 #include <cmath>
 #include <functional>
-#include <mutex>
 #include <stdexcept>
 
-#include "row_kernels.hpp"
+#include "network_parts.hpp"
 
 namespace uniecs {
 namespace {
 
-using Floats = std::vector<float>;
-
-// x weight + bias.
-struct Linear {
-    Matrix weight;
-    Floats bias;
-};
-
-struct Norm {
-    Floats gain, bias;
-};
+constexpr float EPSILON = 1e-5f;  // of LayerNorm
 
 // A pre-LN Transformer block (eq. 5); queries, keys and values in one product.
 struct Block {
@@ -102,43 +91,6 @@ std::size_t columns(const NamedArrays& arrays, const std::string& name) {
     return found->second.columns;
 }
 
-// Room for what is computed on the way, some megabytes for a photo: lent from call to call, as making it anew
-// costs page faults, and not kept by each thread, as a service may have hundreds.
-class Rooms {
-  public:
-    class Lent {
-      public:
-        Lent(Rooms& rooms, std::size_t floats) : rooms_(rooms) {
-            {
-                const std::lock_guard<std::mutex> lock(rooms_.mutex_);
-                if (!rooms_.idle_.empty()) {
-                    room_ = std::move(rooms_.idle_.back());
-                    rooms_.idle_.pop_back();
-                }
-            }
-            if (room_.size() < floats) room_.resize(floats);
-        }
-        ~Lent() {
-            const std::lock_guard<std::mutex> lock(rooms_.mutex_);
-            if (rooms_.idle_.size() < KEPT) rooms_.idle_.push_back(std::move(room_));
-        }
-        Lent(const Lent&) = delete;
-        Lent& operator=(const Lent&) = delete;
-        float* data() { return room_.data(); }
-
-      private:
-        Rooms& rooms_;
-        Floats room_;
-    };
-
-    Rooms() { idle_.reserve(KEPT); }
-
-  private:
-    static constexpr std::size_t KEPT = 8;
-    std::mutex mutex_;
-    std::vector<Floats> idle_;
-};
-
 Floats sum(const Floats& a, const Floats& b) {
     Floats made(a.size());
     std::transform(a.begin(), a.end(), b.begin(), made.begin(), std::plus<float>());
@@ -162,15 +114,18 @@ struct ItemFusion::Network {
     Side side(const Source& source, const std::string& name) const;
 
     void normed(const Norm& by, const float* x, std::size_t rows, float* out) const {
-        run.layer_norm(x, rows, dim, by.gain.data(), by.bias.data(), out);
+        run.layer_norm(x, rows, dim, by.gain.data(), by.bias.data(), EPSILON, out);
+    }
+    void product(const float* x, std::size_t rows, const Columns& w, const float* bias, float* out) const {
+        run.product(x, rows, w, bias, out, w.count);
     }
     void product(const Linear& by, const float* x, std::size_t rows, float* out) const {
-        run.product(x, rows, by.weight.all(), by.bias.data(), out);
+        product(x, rows, by.weight.all(), by.bias.data(), out);
     }
     // The values alone, of a product whose last D columns they are.
     void value(const Linear& by, const float* x, float* out) const {
         const std::size_t first = by.bias.size() - dim;
-        run.product(x, 1, by.weight.columns(first, dim), by.bias.data() + first, out);
+        product(x, 1, by.weight.columns(first, dim), by.bias.data() + first, out);
     }
     void attend(const Block& block, float* x, std::size_t rows, float* room) const;
     float* widened(const Block& block, const float* x, std::size_t rows, float* room) const;
@@ -231,8 +186,8 @@ Side ItemFusion::Network::side(const Source& source, const std::string& name) co
     // The value of a zero token is its bias.
     product(made.out, made.kv.bias.data() + dim, 1, made.attended_absent.data());
     normed(made.norm, made.attended_absent.data(), 1, made.attended_absent.data());
-    run.product(made.attended_absent.data(), 1, made.gate_attended.all(), made.gate_bias_present.data(),
-                made.gate_bias_alone.data());
+    product(made.attended_absent.data(), 1, made.gate_attended.all(), made.gate_bias_present.data(),
+            made.gate_bias_alone.data());
     // The query q of a zero token is its bias; q . (Wk x + bk) is (Wk' q) . x, but for what all keys share.
     const Floats& kv = source.matrix(cross + ".kv.weight", dim, 2 * dim);
     const std::size_t width = dim / heads;
@@ -251,7 +206,7 @@ void ItemFusion::Network::attend(const Block& block, float* x, std::size_t rows,
     normed(block.norm1, x, rows, attended);
     product(block.qkv, attended, rows, qkv);
     run.attention({qkv, 3 * dim, rows}, {qkv + dim, qkv + 2 * dim, 3 * dim, rows}, heads, dim / heads, rest,
-                  attended);
+                  attended, dim);
     product(block.out, attended, rows, qkv);
     run.add(qkv, rows * dim, x);
 }
@@ -289,12 +244,12 @@ void ItemFusion::Network::present(const Side& side, const TokenRows& tokens, con
     float *x = room, *gate = x + rows * dim, *rest = gate + rows * dim;
     if (other.count) {
         attend_to(side, tokens, other, x, gate);
-        run.product(x, rows, side.gate_attended.all(), side.gate_bias_present.data(), gate);
-        run.product(tokens.values, rows, side.gate_own.all(), nullptr, rest);
+        product(x, rows, side.gate_attended.all(), side.gate_bias_present.data(), gate);
+        product(tokens.values, rows, side.gate_own.all(), nullptr, rest);
         run.add(rest, rows * dim, gate);
         run.blend(tokens.values, gate, rows, dim, x, dim, x);
     } else {
-        run.product(tokens.values, rows, side.gate_own.all(), side.gate_bias_alone.data(), gate);
+        product(tokens.values, rows, side.gate_own.all(), side.gate_bias_alone.data(), gate);
         run.blend(tokens.values, gate, rows, dim, side.attended_absent.data(), 0, x);
     }
     attend(side.block, x, rows, gate);
@@ -309,7 +264,8 @@ void ItemFusion::Network::attend_to(const Side& side, const TokenRows& tokens, c
     float *q = room, *kv = q + rows * dim, *rest = kv + other.count * 2 * dim;
     product(side.q, tokens.values, rows, q);
     product(side.kv, other.values, other.count, kv);
-    run.attention({q, dim, rows}, {kv, kv + dim, 2 * dim, other.count}, heads, dim / heads, rest, attended);
+    run.attention({q, dim, rows}, {kv, kv + dim, 2 * dim, other.count}, heads, dim / heads, rest, attended,
+                  dim);
     product(side.out, attended, rows, q);
     normed(side.norm, q, rows, attended);
 }
@@ -318,14 +274,14 @@ void ItemFusion::Network::attend_to(const Side& side, const TokenRows& tokens, c
 void ItemFusion::Network::absent(const Side& side, const TokenRows& other, float* room, float* out) const {
     const std::size_t width = dim / heads;
     float *x = room, *y = x + dim, *pooled = y + dim, *scores = pooled + heads * dim;
-    run.product(other.values, other.count, side.question.all(), nullptr, scores);
+    product(other.values, other.count, side.question.all(), nullptr, scores);
     run.pool(other.values, other.count, dim, scores, heads, pooled);
     for (std::size_t first = 0; first < dim; first += width)  // of each head
-        run.product(pooled + first / width * dim, 1, side.kv.weight.columns(dim + first, width),
-                    side.kv.bias.data() + dim + first, x + first);
+        product(pooled + first / width * dim, 1, side.kv.weight.columns(dim + first, width),
+                side.kv.bias.data() + dim + first, x + first);
     product(side.out, x, 1, y);
     normed(side.norm, y, 1, x);
-    run.product(x, 1, side.gate_attended.all(), side.gate_bias.data(), y);
+    product(x, 1, side.gate_attended.all(), side.gate_bias.data(), y);
     std::fill_n(out, dim, 0.0f);
     run.blend(out, y, 1, dim, x, dim, out);
     normed(side.block.norm1, out, 1, x);

@@ -5,26 +5,28 @@
 #include <cstring>
 #include <type_traits>
 
-#include "half.hpp"
 #include "x86.hpp"
 
 namespace uniecs {
 
 Matrix::Matrix(const float* weights, std::size_t depth, std::size_t columns)
-    : depth_(depth), columns_((columns + PANEL - 1) / PANEL * PANEL), half_(true) {
+    : depth_(depth), columns_((columns + PANEL - 1) / PANEL * PANEL) {
     const std::size_t size = depth * columns_;
-    std::vector<std::uint16_t> halves(size);
     std::vector<float> floats(size);
-    std::size_t place = 0;
-    for (std::size_t panel = 0; panel < columns_; panel += PANEL)
-        for (std::size_t k = 0; k < depth; ++k)
-            for (std::size_t column = panel; column < panel + PANEL; ++column, ++place) {
-                floats[place] = column < columns ? weights[k * columns + column] : 0;
-                half_ = half_ && exact_half(floats[place], halves[place]);
-            }
-    const std::size_t bytes = size * (half_ ? sizeof(std::uint16_t) : sizeof(float));
-    data_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64})));
-    std::memcpy(data_.get(), half_ ? static_cast<const void*>(halves.data()) : floats.data(), bytes);
+    float* to = floats.data();
+    for (std::size_t panel = 0; panel < columns; panel += PANEL)
+        for (std::size_t k = 0; k < depth; ++k, to += PANEL)
+            std::copy_n(weights + k * columns + panel, std::min(PANEL, columns - panel), to);
+    const RowKernels* kernels = row_kernels();
+    data_ = room(size * sizeof(std::uint16_t));
+    half_ = kernels && kernels->halve(floats.data(), size, reinterpret_cast<std::uint16_t*>(data_.get()));
+    if (half_) return;
+    data_ = room(size * sizeof(float));
+    std::memcpy(data_.get(), floats.data(), size * sizeof(float));
+}
+
+Matrix::Room Matrix::room(std::size_t bytes) {
+    return Room(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64})));
 }
 
 Columns Matrix::columns(std::size_t first, std::size_t count) const {
@@ -38,6 +40,10 @@ namespace avx512 {
 namespace {
 constexpr std::size_t LANES = 16;
 constexpr const char* INSTRUCTIONS = "avx512";
+inline void narrow_lanes(const float* from, std::uint16_t* to) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to),
+                       _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
 inline __m512 half_lanes(const std::uint16_t* from) {
     return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(from)));
 }
@@ -51,6 +57,10 @@ namespace avx2 {
 namespace {
 constexpr std::size_t LANES = 8;
 constexpr const char* INSTRUCTIONS = "avx2";
+inline void narrow_lanes(const float* from, std::uint16_t* to) {
+    _mm_store_si128(reinterpret_cast<__m128i*>(to),
+                    _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
 inline __m256 half_lanes(const std::uint16_t* from) {
     return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(from)));
 }

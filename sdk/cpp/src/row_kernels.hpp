@@ -37,9 +37,12 @@ class Matrix {
         void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t{64}); }
     };
 
+    using Room = std::unique_ptr<std::byte, Free>;
+    static Room room(std::size_t bytes);
+
     std::size_t depth_ = 0, columns_ = 0;
     bool half_ = false;
-    std::unique_ptr<std::byte, Free> data_;
+    Room data_;
 };
 
 // Rows of `stride` floats; each has the heads one behind the other.
@@ -55,11 +58,15 @@ struct KeysAndValues {
 // Rows of x lie one behind the other, `dim` long, a multiple of PANEL.
 struct RowKernels {
     const char* instructions;
-    // out (rows, w.count) = x (rows, w.depth) w + bias; `bias` may be null.
-    void (*product)(const float* x, std::size_t rows, const Columns& w, const float* bias, float* out);
-    // (x - mean) / sqrt(variance + 1e-5) * gain + bias for each row.
+    // x, a multiple of PANEL, as float16 (on a boundary of 64 bytes); false if one of it has none.
+    bool (*halve)(const float* x, std::size_t size, std::uint16_t* out);
+    // out (rows, w.count) = x (rows, w.depth) w + bias; `bias` may be null. Rows of `out` are `stride` floats
+    // apart.
+    void (*product)(const float* x, std::size_t rows, const Columns& w, const float* bias, float* out,
+                    std::size_t stride);
+    // (x - mean) / sqrt(variance + epsilon) * gain + bias for each row; out may be x.
     void (*layer_norm)(const float* x, std::size_t rows, std::size_t dim, const float* gain,
-                       const float* bias, float* out);
+                       const float* bias, float epsilon, float* out);
     // Eq. 4: g attended + (1 - g) x with g = sigmoid(logits). Rows of `attended` are `stride` floats apart, 0
     // for one row that serves all; out may be x or attended.
     void (*blend)(const float* x, const float* logits, std::size_t rows, std::size_t dim,
@@ -67,9 +74,9 @@ struct RowKernels {
     // x (1 + erf(x / sqrt(2))) / 2, in place.
     void (*gelu)(float* x, std::size_t size);
     // softmax(q k' / sqrt(width)) v to out (rows, heads * width), for each of the heads, each of `width`, a
-    // multiple of PANEL. `room` has attention_scratch(...) floats.
+    // multiple of PANEL. Rows of `out` are `stride` floats apart. `room` has attention_scratch(...) floats.
     void (*attention)(const Queries& queries, const KeysAndValues& others, std::size_t heads,
-                      std::size_t width, float* room, float* out);
+                      std::size_t width, float* room, float* out, std::size_t stride);
     // out (heads, dim): for each of at most PANEL heads the mean of the rows of x, weighted by the softmax of
     // its column of scores (rows, PANEL), which it overwrites.
     void (*pool)(const float* x, std::size_t rows, std::size_t dim, float* scores, std::size_t heads,

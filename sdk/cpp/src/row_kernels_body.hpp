@@ -1,6 +1,6 @@
 // The kernels of row_kernels.hpp for one set of instructions: row_kernels.cpp includes this once for each, in
-// a namespace of its own, which defines LANES (floats of a vector), INSTRUCTIONS (their name) and half_lanes
-// (LANES float16 as floats). No #pragma once.
+// a namespace of its own, which defines LANES (floats of a vector), INSTRUCTIONS (their name), half_lanes
+// (LANES float16 as floats) and narrow_lanes (the other way). No #pragma once.
 
 using Floats = float __attribute__((vector_size(LANES * 4)));
 using Ints = std::int32_t __attribute__((vector_size(LANES * 4)));
@@ -40,11 +40,39 @@ inline Floats exponential(Floats x) {
     return series * power;
 }
 
+bool halve(const float* x, std::size_t size, std::uint16_t* out) {
+    Ints differences{};
+    for (std::size_t i = 0; i < size; i += LANES) {
+        narrow_lanes(x + i, out + i);
+        Ints before, after;
+        const Floats back = half_lanes(out + i);
+        std::memcpy(&before, x + i, sizeof before);
+        std::memcpy(&after, &back, sizeof after);
+        differences |= before ^ after;
+    }
+    for (std::size_t i = 0; i < LANES; ++i)
+        if (differences[i]) return false;
+    return true;
+}
+
+template <bool HALF>
+inline auto at(const void* from, std::size_t place) {
+    if constexpr (HALF)
+        return static_cast<const std::uint16_t*>(from) + place;
+    else
+        return static_cast<const float*>(from) + place;
+}
+
 template <bool HALF>
 inline Floats weights(const void* from, std::size_t place) {
-    if constexpr (HALF) return half_lanes(static_cast<const std::uint16_t*>(from) + place);
-    return load(static_cast<const float*>(from) + place);
+    if constexpr (HALF)
+        return half_lanes(at<HALF>(from, place));
+    else
+        return load(at<HALF>(from, place));
 }
+
+// How far ahead weights are fetched: they come from memory but once, and few rows leave no time to wait.
+constexpr std::size_t ROWS_AHEAD = 128;
 
 // out (ROWS, WIDE vectors) = x w + bias, of which each row of `w` is `stride` from the next.
 template <bool HALF, std::size_t ROWS, std::size_t WIDE>
@@ -56,6 +84,7 @@ inline void product_rows(const float* x, std::size_t x_stride, const void* w, st
         for (std::size_t row = 0; row < ROWS; ++row) sums[row][v] = load(bias + column + v * LANES);
     for (std::size_t k = 0; k < depth; ++k) {
         Floats each[WIDE];
+        __builtin_prefetch(at<HALF>(w, (k + ROWS_AHEAD) * stride + column));
         for (std::size_t v = 0; v < WIDE; ++v) each[v] = weights<HALF>(w, k * stride + column + v * LANES);
         for (std::size_t row = 0; row < ROWS; ++row)
             for (std::size_t v = 0; v < WIDE; ++v) sums[row][v] += x[row * x_stride + k] * each[v];
@@ -86,21 +115,22 @@ inline void product_panel(const float* x, std::size_t x_stride, std::size_t rows
     if (row < rows) run(std::integral_constant<std::size_t, 1>());
 }
 
-void product(const float* x, std::size_t rows, const Columns& w, const float* bias, float* out) {
+void product(const float* x, std::size_t rows, const Columns& w, const float* bias, float* out,
+             std::size_t stride) {
     for (std::size_t column = 0; column < w.count; column += PANEL) {
         const float* some = bias ? bias + column : nullptr;
         const std::size_t place = column * w.depth;
         if (w.half)
             product_panel<true>(x, w.depth, rows, static_cast<const std::uint16_t*>(w.weights) + place, PANEL,
-                                w.depth, some, out + column, w.count);
+                                w.depth, some, out + column, stride);
         else
             product_panel<false>(x, w.depth, rows, static_cast<const float*>(w.weights) + place, PANEL,
-                                 w.depth, some, out + column, w.count);
+                                 w.depth, some, out + column, stride);
     }
 }
 
 void layer_norm(const float* x, std::size_t rows, std::size_t dim, const float* gain, const float* bias,
-                float* out) {
+                float epsilon, float* out) {
     for (std::size_t row = 0; row < rows; ++row, x += dim, out += dim) {
         Floats total{}, squares{};
         for (std::size_t i = 0; i < dim; i += LANES) total += load(x + i);
@@ -109,7 +139,7 @@ void layer_norm(const float* x, std::size_t rows, std::size_t dim, const float* 
             const Floats off = load(x + i) - mean;
             squares += off * off;
         }
-        const float scale = 1 / std::sqrt(sum(squares) / static_cast<float>(dim) + 1e-5f);
+        const float scale = 1 / std::sqrt(sum(squares) / static_cast<float>(dim) + epsilon);
         for (std::size_t i = 0; i < dim; i += LANES)
             store((load(x + i) - mean) * scale * load(gain + i) + load(bias + i), out + i);
     }
@@ -151,7 +181,7 @@ void softmax(float* x, std::size_t size, std::size_t padded) {
 }
 
 void attention(const Queries& queries, const KeysAndValues& others, std::size_t heads, std::size_t width,
-               float* room, float* out) {
+               float* room, float* out, std::size_t stride) {
     const std::size_t rows = others.rows, padded = (rows + PANEL - 1) / PANEL * PANEL;
     float *keys = room, *scores = room + width * padded;
     const float scale = 1 / std::sqrt(static_cast<float>(width));
@@ -168,7 +198,7 @@ void attention(const Queries& queries, const KeysAndValues& others, std::size_t 
         for (std::size_t row = 0; row < queries.rows; ++row) softmax(scores + row * padded, rows, padded);
         for (std::size_t column = 0; column < width; column += PANEL)
             product_panel<false>(scores, padded, queries.rows, v + column, others.stride, rows, nullptr,
-                                 out + first + column, heads * width);
+                                 out + first + column, stride);
     }
 }
 
@@ -208,4 +238,5 @@ void mean(const float* x, std::size_t rows, std::size_t dim, float* out) {
     }
 }
 
-constexpr RowKernels KERNELS{INSTRUCTIONS, product, layer_norm, blend, gelu, attention, pool, add, mean};
+constexpr RowKernels KERNELS{INSTRUCTIONS, halve,     product, layer_norm, blend,
+                             gelu,         attention, pool,    add,        mean};

@@ -8,10 +8,10 @@
 
 #include "crc32c.hpp"
 #include "impl.hpp"
+#include "process_id.hpp"
 
 #if defined(_WIN32)
 #include <io.h>
-#include <process.h>
 #else
 #include <fcntl.h>
 #include <unistd.h>
@@ -136,14 +136,6 @@ class Reader {
     std::FILE* file_;
     std::uint32_t crc_ = 0;
 };
-
-unsigned process_id() {
-#if defined(_WIN32)
-    return static_cast<unsigned>(_getpid());
-#else
-    return static_cast<unsigned>(getpid());
-#endif
-}
 
 }  // namespace
 

@@ -138,13 +138,24 @@ int main() {
         });
         for (const std::string& name : sets) {
             const uniecs::RowKernels& run = *uniecs::row_kernels(name);
-            Floats found(rows * padded, NAN);
-            run.product(x.data(), rows, matrix.all(), bias.data(), found.data());
+            Floats found(rows * padded, NAN), apart(rows * (padded + 5), 7);
+            run.product(x.data(), rows, matrix.all(), bias.data(), found.data(), padded);
             check(gap(found, product), 2e-5, name + " product");
+            run.product(x.data(), rows, matrix.all(), bias.data(), apart.data(), padded + 5);
+            for (std::size_t row = 0; row < rows; ++row) {
+                const auto at = apart.begin() + static_cast<std::ptrdiff_t>(row * (padded + 5));
+                const bool same = std::equal(at, at + static_cast<std::ptrdiff_t>(padded),
+                                             found.begin() + static_cast<std::ptrdiff_t>(row * padded));
+                check(same && std::count(at + static_cast<std::ptrdiff_t>(padded),
+                                         at + static_cast<std::ptrdiff_t>(padded + 5), 7) == 5
+                          ? 0
+                          : 1,
+                      0, name + " rows apart");
+            }
             Floats room(uniecs::attention_scratch(rows, others, width)), out(rows * heads * width, NAN);
             run.attention({q.data(), heads * width, rows},
                           {kv.data(), kv.data() + heads * width, 2 * heads * width, others}, heads, width,
-                          room.data(), out.data());
+                          room.data(), out.data(), heads * width);
             check(gap(out, attended), 1e-5, name + " attention");
             Floats some = gelu;
             run.gelu(some.data(), some.size());

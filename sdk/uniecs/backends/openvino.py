@@ -15,17 +15,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uniecs._core import ItemFusion, has_byte_products
+from uniecs._core import BertEncoder, ItemFusion, has_byte_products
 from uniecs.backends.base import GraphBackend, Inputs, Runner
+from uniecs.backends.bert_encoder import bert_encoder
 from uniecs.backends.compiled_cache import cache_folder, cache_key, read_blob, write_blob
 from uniecs.backends.item_fusion import item_fusion
 from uniecs.backends.openvino_int8 import quantize
+from uniecs.backends.threads import usable_cpus
 from uniecs.backends.token_padding import MULTIPLE, pad_tokens
 from uniecs.bundle import Bundle
 from uniecs.errors import BackendError, MissingExtraError
 from uniecs.int8_recipe import Int8Recipe, QuantizedInput, check_model, read_recipe
 
 Tokens: TypeAlias = npt.NDArray[np.float32]
+Few: TypeAlias = Callable[[Inputs], npt.NDArray[Any] | None]
 
 _import_lock = threading.Lock()
 TELEMETRY = "openvino_telemetry"
@@ -132,10 +135,18 @@ class OpenVinoBackend(GraphBackend):
             self._int8 = recipe.graphs
 
     def _compile(self, graph: str) -> Runner:
-        if graph != "fusion":
-            return self._graph(graph)
-        fusion = item_fusion(self._model(graph))
-        return self._graph(graph) if fusion is None else ItemRunner(fusion, partial(self._graph, graph))
+        few = self._few(graph)
+        return self._graph(graph) if few is None else FewTokens(few, partial(self._graph, graph))
+
+    def _few(self, graph: str) -> Few | None:
+        """What the core computes of few tokens, in place of a graph."""
+        if graph == "fusion":
+            fusion = item_fusion(self._model(graph))
+            return None if fusion is None else partial(fused, fusion)
+        if graph == "text_encoder" and self.precision == "fp32":
+            encoder = bert_encoder(self._model(graph), self._threads or usable_cpus())
+            return None if encoder is None else partial(encoded, encoder)
+        return None
 
     def _model(self, graph: str) -> Any:
         return self._core.read_model(self._bundle.graph_bytes(graph))
@@ -192,28 +203,40 @@ class OpenVinoBackend(GraphBackend):
         return compiled
 
 
-class ItemRunner:
-    """The fusion: few tokens by the core, item by item; more by the graph, which is compiled when it is first needed.
+class FewTokens:
+    """A graph that the core computes for few tokens; for more it is compiled when they first come.
 
     The two agree to rounding, which is float32's in the core and that of its precision in the graph.
     """
 
-    def __init__(self, fusion: ItemFusion, compile_graph: Callable[[], Runner]) -> None:
-        self._fusion = fusion
+    def __init__(self, few: Few, compile_graph: Callable[[], Runner]) -> None:
+        """`few` gives None for what it leaves to the graph."""
+        self._few = few
         self._compile_graph = compile_graph
         self._graph: Runner | None = None
         self._lock = threading.Lock()
 
     def __call__(self, inputs: Inputs) -> npt.NDArray[Any]:
-        items = _few_tokens(inputs)
-        if items is not None:
-            return np.stack([self._fusion.embed(*each) for each in items])
+        output = self._few(inputs)
+        if output is not None:
+            return output
         with self._lock:
             self._graph = self._graph or self._compile_graph()
         return self._graph(inputs)
 
 
-def _few_tokens(inputs: Inputs) -> list[tuple[Tokens | None, Tokens | None]] | None:
+def encoded(encoder: BertEncoder, inputs: Inputs) -> npt.NDArray[Any] | None:
+    """The text encoder's output; None for many tokens, or what the core refuses."""
+    return encoder.encode(inputs["input_ids"], inputs["attention_mask"])
+
+
+def fused(fusion: ItemFusion, inputs: Inputs) -> npt.NDArray[Any] | None:
+    """The fusion's output; None for many tokens, or what the core refuses."""
+    items = _items(inputs)
+    return None if items is None else np.stack([fusion.embed(*each) for each in items])
+
+
+def _items(inputs: Inputs) -> list[tuple[Tokens | None, Tokens | None]] | None:
     """The image and text tokens, (count, D) or None, of each item; None for many tokens, or what the core refuses."""
     indicator, mask = inputs["modality_indicator"], inputs["text_mask"]
     if indicator.size > ItemFusion.MAX_TOKENS or not ((indicator == 0) | (indicator == 1)).all():

@@ -1,0 +1,211 @@
+"""`BertEncoder` gives what the text encoder's graph gives for a few texts, and leaves to it what it does not know."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+torch = pytest.importorskip("torch", reason="the trainer needs torch: pip install 'uniecs[train]'")
+onnx = pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[export]'")
+
+from uniecs import _core  # noqa: E402
+from uniecs.backends import bert_encoder as reader  # noqa: E402
+from uniecs.backends.bert_encoder import bert_encoder  # noqa: E402
+from uniecs.backends.openvino import FewTokens, encoded, import_openvino  # noqa: E402
+from uniecs.config import MODELS  # noqa: E402
+from uniecs.export.graphs import export_graph  # noqa: E402
+from uniecs.export.weights import round_weights, store_compactly  # noqa: E402
+from uniecs.trainer.model import UniECS  # noqa: E402
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+EPSILON = 1e-3  # so large that another one would be seen
+pytestmark = pytest.mark.skipif(not _core.row_instructions(), reason="BertEncoder needs AVX2")
+
+
+def network(seed: int, **changes: Any) -> UniECS:
+    """A network whose every weight is random, those included that training finds as zeros and ones."""
+    tiny = MODELS["tiny"]
+    text = dataclasses.replace(tiny.text, **({"hidden": 64, "heads": 2, "layer_norm_eps": EPSILON} | changes))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = UniECS(dataclasses.replace(tiny, embed_dim=32, text=text)).eval()
+        with torch.no_grad():
+            for weight in model.text_encoder.parameters():
+                weight += torch.randn(weight.shape) * 0.1
+    return model
+
+
+def exported(model: UniECS, path: Path, compact: bool = False) -> Any:
+    """The text encoder as OpenVINO reads it."""
+    words = round_weights(model) if compact else None
+    graph = export_graph(model, "text_encoder")
+    if words is not None:
+        store_compactly(graph, words)
+    onnx.save(graph, path)
+    return import_openvino().Core().read_model(path)
+
+
+def texts(rng: np.random.Generator, counts: list[int]) -> tuple[Ids, Ids]:
+    """Ids and mask of texts of so many tokens, behind which there is padding."""
+    ids = rng.integers(0, MODELS["tiny"].text.vocab_size, (len(counts), max(counts)))
+    return ids, (np.arange(max(counts)) < np.array(counts)[:, None]).astype(np.int64)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("instructions", _core.row_instructions())
+def test_texts_get_what_torch_gives(instructions: str, compact: bool, tmp_path: Path, monkeypatch: Any) -> None:
+    made = partial(_core.BertEncoder, instructions=instructions)
+    monkeypatch.setattr(reader, "BertEncoder", made)
+    model = network(1)
+    encoder = bert_encoder(exported(model, tmp_path / "text.onnx", compact), 2)
+    assert encoder is not None
+    rng = np.random.default_rng(0)
+    for counts in ([1], [7], [16], [3, 1, 5], [8, 8]):
+        ids, mask = texts(rng, counts)
+        with torch.inference_mode():
+            expected = model.text_encoder(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+        found = encoder.encode(ids, mask)
+        assert found is not None
+        np.testing.assert_allclose(found[mask != 0], expected[mask != 0], atol=2e-5)
+        assert not found[mask == 0].any()
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """An encoder, and the graph that it is read from, compiled."""
+    model = exported(network(2), tmp_path_factory.mktemp("text") / "text.onnx")
+    compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return bert_encoder(model, 3), compiled
+
+
+def test_every_weight_counts(tmp_path: Path) -> None:
+    """Each array that an encoder has, changed, changes some token; but for the keys' bias, which softmax drops."""
+    arrays: dict[str, Floats] = {}
+
+    def kept(find: Any, width: int, *_: Any) -> Any:
+        def found(name: str) -> Floats | None:
+            array: Floats | None = find(name)
+            if array is not None:
+                arrays[name] = array
+            return array
+
+        return _core.BertEncoder(found, width, EPSILON, 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "BertEncoder", kept)
+        bert_encoder(exported(network(3), tmp_path / "text.onnx"), 1)
+    ids, mask = texts(np.random.default_rng(1), [6, 9])
+
+    def tokens(given: dict[str, Floats], epsilon: float = EPSILON) -> Floats:
+        encoder = _core.BertEncoder(given.get, 32, epsilon, 1)
+        found = encoder.encode(ids, mask)
+        assert found is not None
+        return found
+
+    expected = tokens(arrays)
+    for name, array in arrays.items():
+        changed = array.copy()
+        changed[..., -1] += 1
+        moved = np.abs(tokens(arrays | {name: changed}) - expected).max()
+        assert (moved < 1e-5) if name.endswith("key.bias") else (moved > 1e-5), name
+    layers = MODELS["tiny"].text.layers
+    assert len(arrays) == 16 * layers + 5 + 2  # layers, embeddings, projection
+    assert np.abs(tokens(arrays, 1e-12) - expected).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation": "gelu_new"},
+        {"activation": "relu"},
+        {"activation": "quick_gelu"},
+        {"heads": 4},
+        {"intermediate": 80},
+    ],
+    ids=lambda each: str(each),
+)
+def test_other_encoders_are_left_to_the_graph(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert bert_encoder(exported(network(0, **changes), tmp_path / "text.onnx"), 1) is None
+
+
+def test_what_does_not_fit_is_an_error(tiny_encoder: tuple[Any, Any]) -> None:
+    encoder, _ = tiny_encoder
+    ids, mask = texts(np.random.default_rng(0), [4])
+    with pytest.raises(ValueError, match="different shapes"):
+        encoder.encode(ids, mask[:, 1:])
+    with pytest.raises(ValueError, match=r"LayerNorm\.bias"):
+        _core.BertEncoder(lambda name: None, 32, 1e-12, 1)
+    with pytest.raises(ValueError, match="AVX2"):
+        _core.BertEncoder(lambda name: None, 32, 1e-12, 1, "instructions of another CPU")
+
+
+def test_few_tokens_leave_the_graph(tiny_encoder: tuple[Any, Any]) -> None:
+    """Either way the answer is the same; what the core does not take is the graph's to answer or refuse."""
+    encoder, compiled = tiny_encoder
+    rng, asked = np.random.default_rng(0), list[int]()
+
+    def graph(inputs: Any) -> Floats:
+        asked.append(len(inputs["input_ids"]))
+        return np.array(compiled(inputs)[0])
+
+    run = FewTokens(partial(encoded, encoder), lambda: graph)
+
+    def feed(ids: Ids, mask: Ids) -> dict[str, Ids]:
+        return {"input_ids": ids, "attention_mask": mask}
+
+    most = encoder.max_tokens
+    for counts in ([1], [5, 3], [most // 4] * 4):
+        ids, mask = texts(rng, counts)
+        np.testing.assert_allclose(run(feed(ids, mask))[mask != 0], compiled(feed(ids, mask))[0][mask != 0], atol=2e-5)
+    assert asked == []
+    many = texts(rng, [most // 4] * 4 + [1])
+    unseen = texts(rng, [4, 2])
+    unseen[1][1] = 0
+    for given in (many, unseen):
+        np.testing.assert_array_equal(run(feed(*given)), np.array(compiled(feed(*given))[0]))
+    assert asked == [5, 2]
+    ids, mask = texts(rng, [4])
+    for strange in (-1, MODELS["tiny"].text.vocab_size, 2**62):
+        assert encoder.encode(np.where(ids == ids[0, 0], strange, ids), mask) is None
+    assert encoder.encode(*texts(rng, [MODELS["tiny"].text.max_positions + 1])) is None
+    assert encoder.encode(np.zeros((0, 4), np.int64), np.zeros((0, 4), np.int64)) is None
+
+
+def test_many_callers_get_their_own_answers(tiny_encoder: tuple[Any, Any]) -> None:
+    encoder, _ = tiny_encoder
+    rng = np.random.default_rng(0)
+    given = [texts(rng, [int(rng.integers(1, 9)), int(rng.integers(1, 9))]) for _ in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda each: encoder.encode(*each), given * 4))
+    for found, each in zip(together, given * 4, strict=True):
+        np.testing.assert_array_equal(found, encoder.encode(*each))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_goes_on(tiny_encoder: tuple[Any, Any]) -> None:
+    """The threads that helped before are not in it."""
+    encoder, _ = tiny_encoder
+    given = texts(np.random.default_rng(0), [8])
+    expected = encoder.encode(*given)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=lambda: [answers.put(encoder.encode(*given)) for _ in range(3)])
+    child.start()
+    child.join(60)
+    try:
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+    for _ in range(3):
+        np.testing.assert_array_equal(answers.get(), expected)
+    np.testing.assert_array_equal(encoder.encode(*given), expected)
