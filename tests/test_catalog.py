@@ -240,6 +240,21 @@ def test_iterables_are_streamed() -> None:
     assert len(taken) == 1
 
 
+def test_an_image_that_is_a_mapping_of_something_else_is_rejected() -> None:
+    items = read([{"id": "1", "title": "shirt", "image": {"url": "a.jpg"}}, {"id": "2", "title": "shirt", "image": {}}])
+    assert [reason(item) for item in items] == [
+        "image has the keys url; expected bytes or path",
+        "image has the keys none; expected bytes or path",
+    ]
+
+
+def test_a_json_name_that_stands_twice_rejects_its_row(tmp_path: Path) -> None:
+    lines = '{"id": "1", "title": "a", "price": 1, "price": 2}\n{"id": "2", "title": "b", "price": 3}\n'
+    items = read(write(tmp_path / "shop.jsonl", lines))
+    assert "line 1 is not JSON: an object has 'price' twice" in reason(items[0])
+    assert items[1:] == [Product("2", "b", None, {"price": 3})]
+
+
 def test_images_of_an_iterable_pass_untouched() -> None:
     array, file = np.zeros((2, 2, 3), np.uint8), io.BytesIO(b"x")
     images: list[Any] = [array, file, Path("a.jpg"), "b.jpg", b""]

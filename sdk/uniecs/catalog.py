@@ -152,11 +152,20 @@ def _jsonl_records(path: Path, _required: Sequence[str]) -> Iterator[object]:
                 if not line.strip():
                     continue
                 try:
-                    yield json.loads(line)
+                    yield json.loads(line, object_pairs_hook=_object)
                 except (ValueError, RecursionError) as error:
                     yield InputError(f"{path} line {number} is not JSON: {error}")
     except OSError as error:
         raise CatalogError(f"{path} cannot be read: {error}") from error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; raises `ValueError` for a name that stands twice, of which one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has {next(name for name in found if names.count(name) > 1)!r} twice")
+    return found
 
 
 def _parquet_records(path: Path, required: Sequence[str], row_groups: Sequence[int] | None = None) -> Iterator[object]:
@@ -273,6 +282,8 @@ def _key(key: object) -> str:
 
 def _image(value: Any, folder: Path | None) -> ImageSource | None:
     if isinstance(value, Mapping):
+        if not value.keys() & {"bytes", "path"}:
+            raise InputError(f"image has the keys {', '.join(map(str, value)) or 'none'}; expected bytes or path")
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, (bytearray, memoryview)):
         value = bytes(value)
