@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -142,6 +143,16 @@ def test_a_run_that_was_interrupted_says_so(tmp_path: Path) -> None:
     write_report([tmp_path / "a.json"], tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text("utf-8")
     assert "the run was interrupted" in text
+
+
+def test_names_that_are_no_text_are_written_escaped(tmp_path: Path) -> None:
+    results = full_results()
+    results.about["versions"] = {"uniecs": "\udce9<script>"}
+    source = tmp_path / os.fsdecode(b"caf\xe9.json")
+    results.write(source)
+    write_report([source], tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text("utf-8")
+    assert r"caf\udce9.json" in text and r"uniecs \udce9&lt;script&gt;" in text
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,15 @@ def test_a_folder_of_other_vectors_is_refused(catalog: Path, tmp_path: Path) -> 
         job(tmp_path, views=("multimodal", "sound"))
 
 
+def test_paths_that_are_not_utf8(catalog: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        job(tmp_path, name)
+    (catalog / "more" / "part-0.parquet").rename(tmp_path / f"{name}.parquet")
+    with pytest.raises(CatalogError, match=r"cannot be read: .*surrogates"):
+        plan_shards(tmp_path / f"{name}.parquet")
+
+
 def test_one_run_at_a_time_writes_a_folder(catalog: Path, tmp_path: Path) -> None:
     def load(threads: int | None) -> Any:
         with pytest.raises(InputError, match=f"out is being written by process {os.getpid()} on .*one writer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,13 @@ def test_jsonl_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
     assert "expected a finite number" in reason(items[5])
     assert "size is of type dict" in reason(items[6])
     assert "expected a string or an integer" in reason(items[7])
+
+
+def test_a_parquet_file_whose_path_is_not_utf8_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    path = write(tmp_path / os.fsdecode(b"caf\xe9.parquet"), b"PAR1")
+    with pytest.raises(CatalogError, match=r"cannot be read: .*surrogates"):
+        read(path)
 
 
 def test_parquet_in_the_layout_of_datasets_image(tmp_path: Path) -> None:

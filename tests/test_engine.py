@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import runpy
 import threading
 from collections.abc import Callable, Iterator
@@ -246,6 +247,15 @@ def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.chdir("/")
         engine.add(shop())
     assert (tmp_path / "i" / "graph-multimodal.hnsw").is_file()
+
+
+def test_a_folder_whose_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(InputError, match="is not UTF-8; expected a folder whose path is"):
+        SearchEngine.create(folder, fake())
+    with pytest.raises(InputError, match="is not UTF-8"):
+        SearchEngine.open(folder, fake())
+    assert not folder.exists()
 
 
 def test_paths_of_images_stay_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def _parquet_records(path: Path, required: Sequence[str], row_groups: Sequence[i
             schema = pa.schema([_in_microseconds(pa, each) for each in file.schema_arrow])
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=row_groups):
                 yield from _python_rows(batch.cast(schema, safe=False), path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeEncodeError) as error:  # pyarrow opens no path that is not UTF-8
         raise CatalogError(f"{path} cannot be read: {error}") from error
 
 

@@ -19,7 +19,12 @@ def absolute_folder(path: object) -> Path:
     """Absolute: it stays the same place wherever the process goes."""
     if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
         raise InputError(f"path is {path!r}; expected the path of a folder")
-    return Path(path).absolute()
+    folder = Path(path).absolute()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"path is {str(folder)!r}, which is not UTF-8; expected a folder whose path is") from error
+    return folder
 
 
 def check_encoder(encoder: object) -> None:

@@ -54,6 +54,10 @@ class BulkJob:
     def __post_init__(self) -> None:
         if not self.views or not set(self.views) <= set(VIEW_INPUTS) or len(set(self.views)) < len(self.views):
             raise ConfigError(f"views is {self.views!r}; expected some of {', '.join(VIEW_INPUTS)}, each once")
+        try:
+            self.out.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"out is {self.out!r}, which is not UTF-8; expected a folder whose path is") from error
 
     def manifest(self) -> dict[str, Any]:
         """The contents of manifest.json."""
@@ -153,7 +157,7 @@ def _row_groups(path: Path) -> list[int]:
     pa, parquet = _arrow()
     try:
         footer = parquet.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeEncodeError) as error:
         raise CatalogError(f"{path} cannot be read: {error}") from error
     return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
 

@@ -71,7 +71,8 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
         raise InputError(f"{out} is one of the results; choose another file for the report")
     body = "".join(_shown(path) for path in sources)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(_page("What uniecs costs", body), encoding="utf-8")
+    page = _page("What uniecs costs", body)
+    out.write_text(page, encoding="utf-8", errors="backslashreplace")  # a name may hold bytes that are no UTF-8
 
 
 def _shown(path: Path) -> str:
