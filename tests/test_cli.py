@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
@@ -477,6 +478,32 @@ def test_a_closed_stdout_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(doctor, "examine", lambda: {"default": {"works": True}})
     monkeypatch.setattr(sys, "stdout", None)  # as after >&-
     assert run("doctor", "--json") == 0
+
+
+def test_a_closed_stderr_leaves_stdout_to_results(shop: Path) -> None:
+    script = "import sys, uniecs.cli; sys.exit(uniecs.cli.main(['search', 'none.uniecs', '--text', 'red']))"
+    closed = f"import os; os.close(2); os.execv({sys.executable!r}, [{sys.executable!r}, '-c', {script!r}])"
+    result = subprocess.run([sys.executable, "-c", closed], stdout=subprocess.PIPE, cwd=shop, check=False)
+    assert (result.returncode, result.stdout) == (1, b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_titles_that_stdout_cannot_show(shop: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shop / "shop.csv").write_text("id,title\n1,red café 浴衣 👘\n", encoding="utf-8")
+    assert run("index", shop / "shop.csv", "--out", shop / "shop.uniecs") == 0
+    written = {}
+    for option in ("--text=red", "--json"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert run("search", shop / "shop.uniecs", "--text", "red", option) == 0
+        written[option] = out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    shown = {
+        "ascii": r"red caf\xe9 \u6d74\u8863 \U0001f458",
+        "latin-1": r"red café \u6d74\u8863 \U0001f458",
+        "utf-8": "red café 浴衣 👘",
+    }
+    assert written["--text=red"].endswith(f"  1  {shown[encoding]}\n")
+    assert json.loads(written["--json"])["hits"][0]["title"] == "red café 浴衣 👘"
 
 
 def test_a_real_bundle_end_to_end(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,8 +65,13 @@ def check_writable(out: Path) -> None:
 
 
 def print_json(document: object) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+    """One JSON document on stdout, its characters escaped where stdout's encoding lacks one of them."""
+    text = json.dumps(document, ensure_ascii=False, indent=2, default=str)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2, default=str)
+    print(text)
 
 
 def rejections(rejected: Sequence[Rejected]) -> list[dict[str, Any]]:
