@@ -112,9 +112,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in ABOUT if old.get(key) != new.get(key)]
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no figure")
+
+
 def read(path: Path) -> dict[str, Any]:
     """A file of results; raises `ValueError` or `OSError`."""
-    report = json.loads(path.read_text("utf-8"))
+    report = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
     if not isinstance(report, dict):
         raise ValueError("not a JSON object")
     return report
@@ -132,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if old.get("format") != new.get("format"):
             raise ValueError(f"one is of {old.get('format')}, the other of {new.get('format')}")
         changes = compare(old, new)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         print(f"these files cannot be compared: {error!r}", file=sys.stderr)
         return 2
     for each in differences(old, new):

@@ -161,7 +161,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     odd.write(tmp_path / "odd.json")
     assert cli.main([*argv[:-1], str(tmp_path / "odd.json")]) == 1
     assert "odd.json lacks 'memory_bytes'" in capsys.readouterr().err
-    for bad in (argv[:-2], [*argv[:6], "text", *argv[7:]]):
+    for bad in (argv[:-2], [*argv[:6], "text", *argv[7:]], [*argv[:6], "text=0.5,text=1", *argv[7:]]):
         with pytest.raises(SystemExit) as exit_:
             cli.main(bad)
         assert exit_.value.code == 2

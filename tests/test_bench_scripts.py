@@ -114,6 +114,21 @@ def test_files_that_cannot_be_compared(
     assert "cannot be compared" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("count", [0, 0.0, float("inf")])
+def test_counts_that_cannot_be_compared(scripts: SimpleNamespace, tmp_path: Path, count: float) -> None:
+    for name, value in (("old", 5), ("bad", count)):
+        report = {"format": "uniecs-instructions", "paths": {"a": {"instructions": value}}}
+        (tmp_path / name).write_text(json.dumps(report))
+    for files in (("old", "bad"), ("bad", "old")):
+        assert scripts.compare.main([str(tmp_path / name) for name in files]) == 2
+
+
+def test_an_empty_interval_cannot_be_compared(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    row = {"work": "text", "peer": "p", "ratio": 2.0, "ratio_interval": []}
+    (tmp_path / "bad").write_text(json.dumps({"format": "uniecs-peers", "rows": [row]}))
+    assert scripts.compare.main([str(tmp_path / "bad")] * 2) == 2
+
+
 def test_ratio_and_its_interval(scripts: SimpleNamespace) -> None:
     noise = np.random.default_rng(0).normal(1, 0.02, (2, 40))
     found, (low, high) = scripts.peers.ratio((3 * noise[0]).tolist(), noise[1].tolist())

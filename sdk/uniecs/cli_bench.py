@@ -44,7 +44,10 @@ def add_commands(commands: Any, as_json: argparse.ArgumentParser, where: argpars
 
 def _mix(text: str) -> dict[str, float]:
     try:
-        return {kind: float(share) for kind, share in (each.split("=") for each in text.split(","))}
+        shares = [(kind, float(share)) for kind, share in (each.split("=") for each in text.split(","))]
+        if len(dict(shares)) < len(shares):
+            raise ValueError("a kind stands twice")
+        return dict(shares)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}; expected shares such as text=0.7,image=0.3") from error
 
