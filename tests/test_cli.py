@@ -122,6 +122,8 @@ def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture
         ("year=2010", ("year", [2010, "2010"])),
         ("sale=true", ("sale", [True, "true"])),
         ("size=8.5,M", ("size", [8.5, "8.5", "M"])),
+        ("code=1234567890123456789", ("code", [1234567890123456789, "1234567890123456789"])),
+        ("code=9223372036854775808", ("code", "9223372036854775808")),
         ("price=..50", ("price", (None, 50))),
         ("price=10..", ("price", (10, None))),
         ("price=-1.5..2e3", ("price", (-1.5, 2000.0))),

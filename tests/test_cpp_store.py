@@ -55,6 +55,7 @@ def test_values_mean_the_same(cpp_sdk: Any, cpp_encoder: Any, tiny_encoder: Any,
     words = numbers_in_words()
     odd: list[Any] = [0, -0.0, 1, 1.0, True, False, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 2**63, 2**64]
     odd += [1e308, 5e-324, 1.5, -1, "", " ", "1", "true", "\0", "a\0b", "é", "\U0001f600", "\uffff", "\U00010000", "ö"]
+    odd += [str(number) for number in (2**53 - 1, 2**53, 2**63, -(2**53))] + [2**53 - 1, -(2**53)]
     rows: list[dict[str, Any]] = [{"id": "words", "title": "red", "attributes": {"w": words}}]
     rows += [{"id": f"o{i}", "title": "red bag", "attributes": {"v": value, "x": 1}} for i, value in enumerate(odd)]
     rows += [{"id": "l", "title": "blue", "attributes": {"v": [None, 1, 1.0, True, " ", "1"], "n": None, "e": []}}]

@@ -39,6 +39,8 @@ ATTRIBUTES: dict[str, Any] = {
     "big": 2**80,
     "long": 2**53 + 1,
     "day": "2024-01-02",
+    "code": "106141411234567904",
+    "last": str(2**53 - 1),
 }
 
 
@@ -89,6 +91,11 @@ ATTRIBUTES: dict[str, Any] = {
         ({"long": (2.0**53, None)}, True),
         ({"long": (None, 2.0**53)}, False),
         ({"big": 2**80 + 1}, True),
+        # text that a float64 does not tell from others
+        ({"code": 106141411234567904}, False),
+        ({"code": "106141411234567904"}, True),
+        ({"code": (106141411234567000, None)}, True),
+        ({"last": 2**53 - 1}, True),
         ({"big": (2.0**80, 10**400)}, True),
         ({"big": (2**81, None)}, False),
         # and, or, not
@@ -202,6 +209,10 @@ def test_entries() -> None:
         ("big", NUMBER, 2.0**80),
         ("long", NUMBER, 2**53 + 1),
         ("day", STRING, "2024-01-02"),
+        ("code", STRING, "106141411234567904"),
+        ("code", READ_NUMBER, 106141411234567904.0),
+        ("last", STRING, "9007199254740991"),
+        ("last", READ_NUMBER, 9007199254740991.0),
     }
     assert entries({"a": [1, 1.0, True, "1", "1.0", "nan", "inf", None], "b": -(10**400)}) == {
         ("a", NUMBER, 1),

@@ -57,7 +57,8 @@ def ids(hits: list[tuple[Product, float]]) -> list[str]:
 def values() -> list[Any]:
     numbers = [0, -0.0, 1, 1.0, -1, 1.5, -2.5, 0.1, 1e22, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 1e-300]
     strings = ["", "1", "1.0", " 2 ", "1_0", "inf", "-inf", "nan", "a", "b", "A", "aa", "Zebra", *NASTY]
-    return [*numbers, True, False, *strings, "p" * 64, "p" * 64 + "q", "p" * 63]
+    strings += [str(number) for number in (2**53 - 1, 2**53, 2**53 + 1)]
+    return [*numbers, 2**53 - 1, True, False, *strings, "p" * 64, "p" * 64 + "q", "p" * 63]
 
 
 def catalogue(count: int, seed: int) -> list[Product]:

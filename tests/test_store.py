@@ -240,9 +240,9 @@ def test_vectors_of_other_types_are_kept_as_float32(store: Store) -> None:
 
 def test_rows_matching(store: Store) -> None:
     shop: list[dict[str, Any]] = [
-        {"price": 5, "sale": True, "sizes": ["S", "M"]},
+        {"price": 5, "sale": True, "sizes": ["S", "M"], "code": 2**53},
         {"price": 7.5, "sale": 1},
-        {"price": "6", "sizes": ["M", "L", 1]},
+        {"price": "6", "sizes": ["M", "L", 1], "code": str(2**53 + 1)},
         {"sizes": []},
         {"price": 7.5, "sale": "true"},
     ]
@@ -258,6 +258,8 @@ def test_rows_matching(store: Store) -> None:
         (OneOf("sizes", ("M", "S")), [1, 3]),
         (OneOf("sizes", (None,)), [2, 4, 6]),
         (OneOf("sizes", (None, "L")), [2, 3, 4, 6]),
+        (OneOf("code", (2**53,)), [1]),
+        (Between("code", 2**53, None), [1, 3]),
         (OneOf("nothing", ("x",)), []),
         (OneOf("nothing", (None,)), [1, 2, 3, 4, 6]),
         (Between("price", 5, 6), [1, 3, 6]),
@@ -269,7 +271,7 @@ def test_rows_matching(store: Store) -> None:
     ]
     for predicate, rows in cases:
         assert store.rows_matching(predicate).tolist() == rows, predicate
-    assert store.attribute_keys() == {"price", "sale", "sizes"}
+    assert store.attribute_keys() == {"price", "sale", "sizes", "code"}
     store.delete([str(number) for number in (0, 2)])
     assert store.attribute_keys() == {"price", "sale"}
     with pytest.raises(FilterError, match="Unicode"):

@@ -31,11 +31,14 @@ SETTINGS = settings(max_examples=60, **ANY)
 KEYS = st.sampled_from(["a", "b", "ключ"])
 NUMBERS = (
     st.integers(-2, 2)
-    | st.sampled_from([2**53, 2**53 + 1, 2.0**53, 2**63 - 1, 2**63, 2.0**63, -(2**63), 2**64 + 1, 10**400, -0.0, 0.5])
+    | st.sampled_from(
+        [2**53 - 1, 2**53, 2**53 + 1, 2.0**53, 2**63 - 1, 2**63, 2.0**63, -(2**63), 2**64 + 1, 10**400, -0.0, 0.5]
+    )
     | st.floats(allow_nan=False, allow_infinity=False)
 )
 TEXTS = st.sampled_from(
     ["1", "1.0", "-2", "nan", "inf", " 2 ", "1_0", "x", "X", "", "\0", "a\0b", "é", "z", "￿", "𝄞"]
+    + [str(number) for number in (2**53 - 1, 2**53, 2**53 + 1, 2**63)]
 ) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 SCALARS = st.booleans() | NUMBERS | TEXTS
 ATTRIBUTES = st.dictionaries(KEYS, st.none() | SCALARS | st.lists(SCALARS | st.none(), max_size=4), max_size=3)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uniecs.index import Vectors
 
 _EMBED_CHUNK = 256
-_NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?")
+_NUMBER = re.compile(r"[-+]?([0-9]{1,19}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?")
 
 
 def add_commands(commands: Any, as_json: argparse.ArgumentParser, where: argparse.ArgumentParser) -> None:
@@ -105,7 +105,10 @@ def parse_condition(text: str) -> tuple[str, Any]:
 def _number(text: str) -> int | float | None:
     if not _NUMBER.fullmatch(text):
         return None
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
+    if not text.lstrip("+-").isdigit():
+        return float(text)
+    number = int(text)
+    return number if -(2**63) <= number < 2**63 else None  # beyond, filters take numbers near it, too
 
 
 def _demo(args: argparse.Namespace) -> int:

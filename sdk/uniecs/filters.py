@@ -4,7 +4,8 @@
 with it: `entries` breaks a product's attributes into the values that such an index keeps.
 
 A number equals numbers, and strings that read as it, as a .csv has them (what Python's `float` reads, but not nan): 1
-equals 1.0, "1" and "1.0", but not True. A string equals a string, a boolean a boolean. Numbers compare exactly, but an
+equals 1.0, "1" and "1.0", but not True. From 2**53 on it equals no string: `float` reads different ones as it, such as
+codes of 17 digits. A string equals a string, a boolean a boolean. Numbers compare exactly, but an
 integer beyond 64 bits counts as the nearest float64. Of an attribute that is a list any one value may match. An
 attribute that is missing, None or an empty list is absent.
 """
@@ -223,6 +224,11 @@ def read_number(text: str) -> float | None:
     return None if math.isnan(number) else number
 
 
+def equals_strings(number: int | float) -> bool:
+    """Whether a number equals the strings that read as it: below 2**53 no two whole numbers read as one."""
+    return -(2**53) < number < 2**53
+
+
 def within_64_bits(number: int | float) -> int | float:
     """The number itself; for an integer beyond 64 bits the nearest float64, which may be infinite."""
     if isinstance(number, float) or -(2**63) <= number < 2**63:
@@ -251,7 +257,7 @@ def _chosen(choices: frozenset[object], value: Scalar | None) -> bool:
     if _typed(value) in choices:
         return True
     number = read_number(value) if isinstance(value, str) else None
-    return number is not None and _typed(number) in choices
+    return number is not None and equals_strings(number) and _typed(number) in choices
 
 
 def _inside(bounds: Between, value: Scalar) -> bool:

@@ -24,7 +24,19 @@ from decimal import Decimal
 
 from uniecs.catalog import Attribute, Scalar
 from uniecs.errors import FilterError, InputError
-from uniecs.filters import NUMBER, READ_NUMBER, And, Between, Filter, Not, OneOf, Or, entries, within_64_bits
+from uniecs.filters import (
+    NUMBER,
+    READ_NUMBER,
+    And,
+    Between,
+    Filter,
+    Not,
+    OneOf,
+    Or,
+    entries,
+    equals_strings,
+    within_64_bits,
+)
 
 # Text ranges look at this much of a value, and take no longer bounds: so they stay exact, and `ranges` small.
 PREFIX_BYTES = 64
@@ -54,7 +66,10 @@ def filter_fields(attributes: Mapping[str, Attribute]) -> FilterFields:
     terms = set[str]()
     ranges: dict[str, set[str]] = {}
     for key, kind, value in entries(attributes):
-        terms.add(_equal(key, NUMBER if kind == READ_NUMBER else kind, value))
+        if kind != READ_NUMBER:
+            terms.add(_equal(key, kind, value))
+        elif not isinstance(value, str) and equals_strings(value):
+            terms.add(_equal(key, NUMBER, value))
         if isinstance(value, str):
             ranges.setdefault(_path(_TEXTS, key), set()).add(text_key(value))
         elif kind in (NUMBER, READ_NUMBER):

@@ -22,7 +22,7 @@ from uniecs.catalog import Product, Scalar
 from uniecs.database import Database, Durability, check_durability, create_database, disk_errors, remove_database
 from uniecs.durable import sync
 from uniecs.errors import FilterError, IndexFileError, InputError
-from uniecs.filters import BOOLEAN, NUMBER, READ_NUMBER, STRING, Between, OneOf, within_64_bits
+from uniecs.filters import BOOLEAN, NUMBER, READ_NUMBER, STRING, Between, OneOf, equals_strings, within_64_bits
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.pacing import paced
 from uniecs.store_change import Change, NewProduct
@@ -459,7 +459,8 @@ def _rows_of(connection: Connection, predicate: OneOf) -> Rows:
         else:
             kind, stored = _stored(value)
             query = f"{_EQUAL} AND kind = ? AND value = ?"
-            kinds = [NUMBER, READ_NUMBER] if kind == NUMBER else [kind]
+            reads = kind == NUMBER and not isinstance(stored, str) and equals_strings(stored)
+            kinds = [kind, READ_NUMBER] if reads else [kind]
             found += [select_rows(connection, query, key, each, stored) for each in kinds]
     return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
 

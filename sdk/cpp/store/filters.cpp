@@ -51,7 +51,7 @@ std::optional<Scalar> number_of(const Scalar& value) {
 bool equal(const Scalar& wanted, const Scalar& value) {
     if (!is_number(wanted)) return wanted == value;
     const std::optional<Scalar> number = number_of(value);
-    return number && compared(*number, wanted) == 0;
+    return number && compared(*number, wanted) == 0 && (is_number(value) || equals_strings(wanted));
 }
 
 // Equal texts for values that are equal in a filter.
@@ -204,6 +204,11 @@ bool before(const Entry& a, const Entry& b) {
 }
 
 }  // namespace
+
+bool equals_strings(const Scalar& number) {
+    constexpr double exact = 9007199254740992;  // 2^53
+    return compared(number, -exact) > 0 && compared(number, exact) < 0;
+}
 
 std::optional<Scalar> scalar_of(const json::Value& value) {
     if (const auto* boolean = value.get_if<bool>()) return *boolean;

@@ -54,6 +54,9 @@ std::vector<Entry> entries(const json::Object& attributes);
 // The number that a string reads as, if any, by the rules of Python's float; "nan" is none.
 std::optional<double> read_number(std::string_view text);
 
+// Whether a number equals the strings that read as it: below 2^53 no two whole numbers read as one.
+bool equals_strings(const Scalar& number);
+
 // A scalar of JSON; none for null, arrays and objects.
 std::optional<Scalar> scalar_of(const json::Value& value);
 

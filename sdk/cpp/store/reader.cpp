@@ -22,6 +22,7 @@ const auto BIND_ROW = [](Statement& statement, Row row) { statement.bind(static_
 std::vector<Kind> kinds_of(const Scalar& value) {
     if (std::holds_alternative<bool>(value)) return {Kind::boolean};
     if (std::holds_alternative<std::string>(value)) return {Kind::string};
+    if (!equals_strings(value)) return {Kind::number};
     return {Kind::number, Kind::read_number};
 }
 
