@@ -79,18 +79,18 @@ def _place(text: str) -> Path | str:
 def parse_condition(text: str) -> tuple[str, Any]:
     """One `--where` argument as a (key, value) of `SearchEngine.search(where=...)`.
 
-    `low..high` with numeric ends, one of them optional, is a range. Anything else is a list separated by
-    commas (CSV quoting protects a comma). An entry that reads as a number or as true/false matches both the
-    number or boolean and the text as written, so that `year=2010` finds 2010 and "2010".
+    `low..high` with numeric ends, one of them optional, is a range. Anything else is a list separated by commas (CSV
+    quoting protects a comma, and a blank before a value). An entry that reads as a number or as true/false matches both
+    the number or boolean and the text as written, so that `year=2010` finds 2010 and "2010".
     """
     key, _, value = text.partition("=")
     try:
-        written = next(csv.reader([value]))
+        written = next(csv.reader([value], skipinitialspace=True))
     except csv.Error:  # a line break that no quotes protect
         written = []
     if not (key and written):
         raise argparse.ArgumentTypeError(f"{text!r}; expected key=value, key=a,b or key=low..high")
-    low, dots, high = value.partition("..")
+    low, dots, high = (each.strip() for each in value.partition(".."))
     if dots and (low or high):
         ends = [_number(end) if end else None for end in (low, high)]
         if all(end is not None or not text for end, text in zip(ends, (low, high), strict=True)):
