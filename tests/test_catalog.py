@@ -55,6 +55,11 @@ def test_csv_images_are_found_from_any_working_folder(tmp_path: Path, monkeypatc
     ]
 
 
+def test_an_address_of_an_image_stays_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "shop.csv", "id,title,image\n1,shirt,https://shop.example/a.jpg\n")
+    assert read(path) == [Product("1", "shirt", "https://shop.example/a.jpg")]
+
+
 def test_csv_rows_that_are_wrong_are_rejected_alone(tmp_path: Path) -> None:
     huge = "x" * 200_000
     data = (

@@ -289,7 +289,7 @@ def _image(value: Any, folder: Path | None) -> ImageSource | None:
         value = bytes(value)
     if _is_missing(value):
         return None
-    if isinstance(value, str) and folder is not None:
+    if isinstance(value, str) and folder is not None and "://" not in value:  # an address stays as it is
         return str(folder / value)
     image: ImageSource = value
     return image
