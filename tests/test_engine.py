@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import runpy
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -256,6 +257,15 @@ def test_a_folder_whose_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not UTF-8"):
         SearchEngine.open(folder, fake())
     assert not folder.exists()
+
+
+def test_progress_without_a_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as in a service, and in pythonw
+    engine = SearchEngine.create(tmp_path / "i", fake())
+    assert engine.add(shop()).added == len(shop())
+    engine.close()
+    with SearchEngine.open(tmp_path / "i", fake()) as again:  # its graph is built anew
+        assert len(again.search(text="red")) == len(shop())
 
 
 def test_paths_of_images_stay_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
@@ -219,7 +220,9 @@ class SearchEngine:
         items = enumerate(paced(read_catalog(products)))
         added, rejected = 0, list[Rejected]()
         total = len(products) if isinstance(products, Sized) and not isinstance(products, str) else None
-        with tqdm(desc="update" if known else "add", total=total, unit="product", disable=None) as bar:
+        with tqdm(
+            desc="update" if known else "add", total=total, unit="product", disable=None if sys.stderr else True
+        ) as bar:
             for chunk in _chunks(items, CHUNK):
                 outcomes = self._embed([item for _, item in chunk], known)
                 errors = self._insert([item for _, item in chunk], outcomes, known)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def _batches(folder: Path, manifest: _Manifest) -> Iterator[list[Item]]:
     ids = set[str]()
     with disk_errors(path):
         lines = path.read_bytes().splitlines()
-    for row, line in enumerate(tqdm(lines, desc="migrate", unit="product", disable=None)):
+    for row, line in enumerate(tqdm(lines, desc="migrate", unit="product", disable=None if sys.stderr else True)):
         product = _read_product(path, line)
         vectors: dict[str, Vectors] = {view: values[places[row]] for view, places, values in views if row in places}
         if product is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -184,7 +185,9 @@ class LocalIndex:
         from tqdm import tqdm
 
         graph, sequence, last_row = self._empty_graph(), self._store.sequence, 0
-        with tqdm(desc=f"graph of {view}", total=self._store.count(view), unit="product", disable=None) as bar:
+        with tqdm(
+            desc=f"graph of {view}", total=self._store.count(view), unit="product", disable=None if sys.stderr else True
+        ) as bar:
             for rows, vectors in self._store.vectors_after(view, 0):
                 vectors = check_vectors(vectors, self.embed_dim)
                 try:
