@@ -152,6 +152,27 @@ def test_parquet_in_the_layout_of_datasets_image(tmp_path: Path) -> None:
     assert isinstance(items[149], Rejected) and (items[149].row, items[149].id) == (149, "3")
 
 
+def test_a_float32_is_the_decimal_that_it_stands_for(tmp_path: Path) -> None:
+    """A filter asks for 19.99, not for 19.989999771118164."""
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    from pyarrow import parquet
+
+    prices = [19.99, None, 0.1, 16777216.0, 3.4e38, 1e-40, -2.5]
+    columns = {
+        "id": pa.array([str(row) for row in range(len(prices))]),
+        "title": pa.array(["a"] * len(prices)),
+        "price": pa.array(prices, pa.float32()),
+        "sizes": pa.array([[7.1, None]] * len(prices), pa.list_(pa.float32())),
+        "exact": pa.array([0.1 + 0.2] * len(prices), pa.float64()),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "shop.parquet")
+    items = read(tmp_path / "shop.parquet")
+    assert [item.attributes.get("price") for item in items] == prices
+    assert all(item.attributes["sizes"] == [7.1] and item.attributes["exact"] == 0.1 + 0.2 for item in items)
+    (item,) = read([{"id": "1", "title": "a", "price": np.float32(19.99), "sizes": np.array([7.1, 8], np.float32)}])
+    assert item.attributes == {"price": 19.99, "sizes": [7.1, 8.0]}
+
+
 def test_parquet_values_that_python_cannot_hold_reject_their_row_alone(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
     from pyarrow import parquet

@@ -177,18 +177,29 @@ def _parquet_records(path: Path, required: Sequence[str], row_groups: Sequence[i
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(file.schema_arrow.names, path, required)
-            schema = pa.schema([_in_microseconds(pa, each) for each in file.schema_arrow])
+            types = [(each, _steps_to_python(pa, each.type)) for each in file.schema_arrow]
+            steps = [pa.schema([field.with_type(to[step]) for field, to in types]) for step in (0, 1)]
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=row_groups):
-                yield from _python_rows(batch.cast(schema, safe=False), path)
+                for schema in steps:
+                    batch = batch.cast(schema, safe=False)
+                yield from _python_rows(batch, path)
     except (OSError, pa.ArrowException, UnicodeEncodeError) as error:  # pyarrow opens no path that is not UTF-8
         raise CatalogError(f"{path} cannot be read: {error}") from error
 
 
-def _in_microseconds(pa: Any, field: Any) -> Any:
-    """Of a column of times the finest that Python has."""
-    if not pa.types.is_timestamp(field.type) or field.type.unit != "ns":
-        return field
-    return field.with_type(pa.timestamp("us", field.type.tz))
+def _steps_to_python(pa: Any, kind: Any) -> tuple[Any, Any]:
+    """The types to cast a column of `kind` to, one after the other, before Python takes its values.
+
+    Times get the finest unit that Python has, and a float32 the shortest decimal that it stands for: as a Python float
+    19.99 would be 19.989999771118164, which no filter asks for.
+    """
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return (pa.timestamp("us", kind.tz),) * 2
+    if pa.types.is_float32(kind):
+        return pa.string(), pa.float64()
+    if pa.types.is_list(kind) and pa.types.is_float32(kind.value_type):
+        return pa.list_(pa.string()), pa.list_(pa.float64())
+    return kind, kind
 
 
 def _python_rows(batch: Any, path: Path) -> list[object]:
@@ -297,7 +308,7 @@ def _image(value: Any, folder: Path | None) -> ImageSource | None:
 
 def _attribute(value: object, name: str) -> Attribute:
     if isinstance(value, np.ndarray):
-        value = value.tolist()
+        value = list(value) if value.ndim else value[()]
     if not isinstance(value, (list, tuple)):
         return _plain(value, name)
     return [item for each in value if (item := _plain(each, name)) is not None] or None
@@ -324,7 +335,8 @@ def _plain(value: object, name: str) -> Scalar | None:
 def as_scalar(value: object) -> object:
     """A NumPy scalar, a date or a Decimal as the number or string that stands for it; anything else as it is."""
     if isinstance(value, np.generic):
-        plain: object = value.item()
+        # A float32 is the shortest decimal that it stands for, which is what a filter asks for.
+        plain: object = float(str(value)) if isinstance(value, np.float32) else value.item()
         if isinstance(value, np.datetime64) and isinstance(plain, int):  # finer than a datetime
             plain = value.astype("datetime64[us]").item()
         value = plain
