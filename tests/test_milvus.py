@@ -513,6 +513,14 @@ def test_lite_listens_on_loopback_only_and_ends_with_the_last_user(milvus_url: s
     assert listening() == before
 
 
+def test_a_path_written_in_two_ways_is_one_server(milvus_url: str) -> None:
+    first = create(milvus_url)
+    second = MilvusIndex.open(milvus_url.replace("/shop.db", "/sub/../shop.db"))
+    second.close()
+    assert len(first) == 0
+    first.close()
+
+
 def test_import_loads_no_pymilvus() -> None:
     program = "import sys, uniecs.milvus_index, uniecs.copying; print('pymilvus' in sys.modules, 'grpc' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -63,7 +63,8 @@ class Address:
         if scheme == "milvus-lite":
             if not place.endswith(".db"):
                 raise InputError(f"{url!r} names the file {place!r}; milvus-lite wants a name that ends in .db")
-            return cls(url, str(Path(place).absolute()), "", collection, lite=True)
+            # As milvus-lite names it: two ways to write one path are one server, and end with its last user.
+            return cls(url, os.path.abspath(place), "", collection, lite=True)  # noqa: PTH100 (keeps "..")
         if "@" in place:
             raise InputError(f"{_redacted(url)!r} has a password in it; put user:password into MILVUS_TOKEN instead")
         host, _, database = place.partition("/")
