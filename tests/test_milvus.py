@@ -245,7 +245,49 @@ def test_add_update_delete_reopen(milvus_url: str) -> None:
     index.compact()
     stats = index.stats()
     assert (stats["products"], stats["vectors"]) == (19, {"multimodal": 18, "image": 18})
-    assert index.verify(sample=10) == {"recall_at_10": {"multimodal": 1.0, "image": 1.0}, "damaged": []}
+    assert index.verify(sample=10) == {"store": "ok", "recall_at_10": {"multimodal": 1.0, "image": 1.0}}
+    index.close()
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("terms", []),
+        ("ranges", {}),
+        ("shape", "x"),
+        ("content", "x"),
+        ("title", "other"),
+        ("attributes", {"price": 3}),
+        ("has_image", False),
+        ("image_vector", unit(3)),
+        ("image_vector", 2 * unit(2)),
+    ],
+)
+def test_verify_finds_damage(milvus_url: str, field: str, value: Any) -> None:
+    index = create(milvus_url)
+    items = [item(str(n), n, price=n) for n in range(5)]
+    index.put(items)
+    index._call("upsert", data=[{**index._row(*items[2]), field: value}])
+    with pytest.raises(IndexFileError, match=r"1 of 5 products, such as '2', .*update"):
+        index.verify(sample=1000)
+    index.put(items)
+    assert index.verify(sample=1000)["store"] == "ok"
+    index.close()
+
+
+def test_verify_asks_for_no_more_than_milvus_gives(milvus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = create(milvus_url)
+    index.put([item("1", 1)])
+    limits: list[int] = []
+    query = index._query
+
+    def noted(filter: str, fields: list[str], limit: int) -> list[dict[str, Any]]:
+        limits.append(limit)
+        return query(filter, fields, limit)
+
+    monkeypatch.setattr(index, "_query", noted)
+    assert index.verify(sample=20_000)["store"] == "ok"
+    assert set(limits) == {16_384}
     index.close()
 
 
