@@ -336,6 +336,10 @@ def test_many_products_go_in_several_requests(milvus_url: str, monkeypatch: pyte
     index.put([item(str(n), n, ("multimodal",), text="x" * 10_000) for n in range(1500)])
     assert sum(sent) == 1500
     assert 700 < max(sent) < 1000  # 8 MiB
+    sent.clear()
+    index.put([item(f"{n}{'x' * 60_000}", n, ("multimodal",)) for n in range(200)])
+    assert sum(sent) == 200
+    assert 100 < max(sent) < 150
     monkeypatch.undo()
     index.close()
 

@@ -492,7 +492,7 @@ def _slices_of_bytes(rows: list[dict[str, Any]], vector_bytes: int) -> Iterator[
     some: list[dict[str, Any]] = []
     total = 0
     for row in rows:
-        size = vector_bytes + sum(_bytes(row[name]) for name in ("title", "image", "attributes", "terms", "ranges"))
+        size = vector_bytes + sum(_bytes(row[name]) for name in (*PRODUCT_FIELDS, "terms", "ranges"))
         if some and (len(some) == REQUEST_KEYS or total + size > REQUEST_BYTES):
             yield some
             some, total = [], 0
