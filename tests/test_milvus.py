@@ -487,6 +487,28 @@ def test_a_store_is_copied_whole(milvus_url: str, tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_store_that_changes_is_copied_with_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.create(tmp_path / "shop", model_id="fake-1", embed_dim=DIM, bundle=BUNDLE, config=CONFIG)
+    store.put([item(str(n), n) for n in range(5)])
+    read = store.products_after
+
+    def changed_behind(row: int) -> Iterator[dict[int, Product]]:
+        for number, batch in enumerate(read(row)):
+            if number == 0:
+                store.delete(["1"])
+                store.put([item("2", 22)])
+            yield batch
+
+    monkeypatch.setattr(store, "products_after", changed_behind)
+    copied = [(product, set(vectors)) for product, vectors in store_items(store).items]
+    assert [(product.id, product.title) for product, _ in copied] == [
+        *((n, f"title {n}") for n in "034"),
+        ("2", "title 22"),
+    ]
+    assert all(views == set(CONFIG.views) for _, views in copied)
+    store.close()
+
+
 def test_what_milvus_cannot_hold_is_left_out_of_a_copy(milvus_url: str) -> None:
     source = [item(str(n), n, price=n) for n in range(700)]
     source[600] = item("huge", 600, text="x" * 70_000)

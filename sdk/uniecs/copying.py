@@ -34,12 +34,17 @@ def store_items(store: Store) -> Embedded:
 
 def _items(store: Store) -> Iterator[Item]:
     for products in store.products_after(0):
-        vectors: dict[int, dict[str, Vectors]] = {row: {} for row in products}
-        for view in store.config.views:
-            rows, found = store.vectors(view, products)
-            for row, vector in zip(rows.tolist(), found, strict=True):
-                vectors[row][view] = vector
-        yield from ((product, vectors[row]) for row, product in products.items())
+        with store.snapshot():
+            # One that was removed since has no vectors any more; what replaced it has a higher row.
+            rows_now = store.rows_of(product.id for product in products.values())
+            vectors: dict[int, dict[str, Vectors]] = {
+                row: {} for row, product in products.items() if rows_now.get(product.id) == row
+            }
+            for view in store.config.views:
+                rows, found = store.vectors(view, vectors)
+                for row, vector in zip(rows.tolist(), found, strict=True):
+                    vectors[row][view] = vector
+        yield from ((products[row], each) for row, each in vectors.items())
 
 
 def copy_index(source: Embedded, target: MilvusIndex) -> CopyReport:
