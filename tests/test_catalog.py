@@ -196,6 +196,18 @@ def test_parquet_times_in_nanoseconds_need_no_pandas(tmp_path: Path) -> None:
     assert read(tmp_path / "shop.parquet") == [Product("1", "a", None, seen_at), Product("2", "b")]
 
 
+def test_parquet_lists_of_a_fixed_size_may_be_missing(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    from pyarrow import parquet
+
+    kind = pa.list_(pa.field("element", pa.int32(), nullable=False), 2)
+    sizes = pa.FixedSizeListArray.from_arrays(
+        pa.array([1, 2, 0, 0], pa.int32()), type=kind, mask=pa.array([False, True])
+    )
+    parquet.write_table(pa.table({"id": ["1", "2"], "title": ["a", "b"], "sizes": sizes}), tmp_path / "shop.parquet")
+    assert read(tmp_path / "shop.parquet") == [Product("1", "a", None, {"sizes": [1, 2]}), Product("2", "b")]
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path) -> None:
     write(tmp_path / "shop.parquet", b"PAR1")
     script = (

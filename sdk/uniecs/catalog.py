@@ -177,29 +177,35 @@ def _parquet_records(path: Path, required: Sequence[str], row_groups: Sequence[i
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(file.schema_arrow.names, path, required)
-            types = [(each, _steps_to_python(pa, each.type)) for each in file.schema_arrow]
-            steps = [pa.schema([field.with_type(to[step]) for field, to in types]) for step in (0, 1)]
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=row_groups):
-                for schema in steps:
-                    batch = batch.cast(schema, safe=False)
-                yield from _python_rows(batch, path)
+                yield from _python_rows(_for_python(pa, batch), path)
     except (OSError, pa.ArrowException, UnicodeEncodeError) as error:  # pyarrow opens no path that is not UTF-8
         raise CatalogError(f"{path} cannot be read: {error}") from error
 
 
-def _steps_to_python(pa: Any, kind: Any) -> tuple[Any, Any]:
-    """The types to cast a column of `kind` to, one after the other, before Python takes its values.
+def _for_python(pa: Any, batch: Any) -> Any:
+    """A batch whose values Python has. Others are not cast: pyarrow refuses some casts of a type to itself."""
+    for place, field in enumerate(batch.schema):
+        column = batch.column(place)
+        for kind in _steps_to_python(pa, field.type):
+            column = column.cast(kind, safe=False)
+        batch = batch.set_column(place, field.name, column)
+    return batch
+
+
+def _steps_to_python(pa: Any, kind: Any) -> tuple[Any, ...]:
+    """The types to cast a column of `kind` to, one after the other.
 
     Times get the finest unit that Python has, and a float32 the shortest decimal that it stands for: as a Python float
     19.99 would be 19.989999771118164, which no filter asks for.
     """
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return (pa.timestamp("us", kind.tz),) * 2
+        return (pa.timestamp("us", kind.tz),)
     if pa.types.is_float32(kind):
         return pa.string(), pa.float64()
     if pa.types.is_list(kind) and pa.types.is_float32(kind.value_type):
         return pa.list_(pa.string()), pa.list_(pa.float64())
-    return kind, kind
+    return ()
 
 
 def _python_rows(batch: Any, path: Path) -> list[object]:
