@@ -206,6 +206,18 @@ def test_a_row_after_one_of_its_id_that_failed_is_embedded(tmp_path: Path) -> No
     np.testing.assert_array_equal(pairs[0][1]["multimodal"], expected)
 
 
+def test_row_groups_without_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_shards, "SHARD_ROWS", 5)
+    table = pa.Table.from_pylist([{"id": str(number), "title": "red"} for number in range(30)])
+    with parquet.ParquetWriter(tmp_path / "shop.parquet", table.schema) as file:
+        for start, rows in ((0, 0), (0, 10), (0, 0), (10, 10), (20, 10), (0, 0), (0, 0)):
+            file.write_table(table.slice(start, rows))
+    report = embed_catalog(tmp_path / "shop.parquet", job(tmp_path), loader())
+    assert (report.rows, report.embedded) == (30, 30)
+    found = [product.id for product, _ in embedded_products(tmp_path / "shop.parquet", tmp_path / "out").items]
+    assert found == [str(number) for number in range(30)]
+
+
 def test_a_folder_of_other_vectors_is_refused(catalog: Path, tmp_path: Path) -> None:
     embed_catalog(catalog, job(tmp_path), loader())
     with pytest.raises(ModelMismatchError, match="fake-2"):

@@ -145,7 +145,7 @@ def _shards_of(path: Path, source: str) -> Iterator[Shard]:
     first = first_row = 0
     while first < len(sizes):
         last, rows = first, 0
-        while last < len(sizes) and (last == first or rows + sizes[last] <= SHARD_ROWS):
+        while last < len(sizes) and (not rows or rows + sizes[last] <= SHARD_ROWS):  # none empty but the last
             rows += sizes[last]
             last += 1
         yield Shard(str(path), source, fingerprint, (first, last), first_row, rows)
