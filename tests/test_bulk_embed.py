@@ -185,6 +185,29 @@ def test_damaged_and_lost_shards(catalog: Path, tmp_path: Path) -> None:
         embed_catalog(catalog, job(tmp_path), loader())
 
 
+@pytest.mark.parametrize("folder", ["", "rejected"])
+def test_damaged_bytes_give_no_wrong_vectors(tmp_path: Path, folder: str) -> None:
+    rows = "".join(f"{number},{'bad' if number % 9 == 0 else 'red'} {number}\n" for number in range(200))
+    (tmp_path / "shop.csv").write_text("id,title\n" + rows)
+    embed_catalog(tmp_path / "shop.csv", job(tmp_path), loader())
+    (path,) = (tmp_path / "out" / folder).glob("*.parquet")
+    good, errors = path.read_bytes(), Counter[bool]()
+    products, vectors = zip(*embedded_products(tmp_path / "shop.csv", tmp_path / "out").items, strict=True)
+    for place in range(0, len(good), 29):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
+        try:
+            found = list(embedded_products(tmp_path / "shop.csv", tmp_path / "out").items)
+            assert [product for product, _ in found] == list(products)
+            np.testing.assert_equal([each for _, each in found], list(vectors))
+            errors[False] += 1
+        except (CatalogError, InputError):
+            errors[True] += 1
+    assert errors[True] > 5
+    path.write_bytes(good.replace(b'"report"', b'"repart"'))
+    assert embed_catalog(tmp_path / "shop.csv", job(tmp_path), loader()).skipped == bool(folder)
+    assert path.read_bytes() == good
+
+
 def test_a_shard_embedded_anew_keeps_no_rejected_rows_of_before(tmp_path: Path) -> None:
     (tmp_path / "shop.csv").write_text("id,title\n1,a bad one\n2,red\n")
     embed_catalog(tmp_path / "shop.csv", job(tmp_path), loader())
@@ -312,6 +335,9 @@ def test_products_and_their_vectors_come_together(catalog: Path, tmp_path: Path)
     next((tmp_path / "out").glob("b-*.parquet")).unlink()
     with pytest.raises(CatalogError, match="missing"):
         embedded_products(catalog, tmp_path / "out")
+    with pytest.raises(InputError, match="no folder of vectors"):
+        embedded_products(catalog, tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(InputError, match="no folder of vectors"):
         embedded_products(catalog, tmp_path)
 

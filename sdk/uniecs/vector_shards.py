@@ -231,9 +231,9 @@ def finished(shard: Shard, job: BulkJob) -> ShardReport | None:
     try:
         footer = parquet.read_metadata(path)
         made_of = json.loads(footer.metadata[FOOTER])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        report = ShardReport(**made_of.pop("report"))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
         return None
-    report = ShardReport(**made_of.pop("report"))
     if made_of != _footer(shard, job):
         raise InputError(f"{path} was made from {made_of}; expected {_footer(shard, job)}: choose another --out")
     return report if footer.num_rows == report.embedded else None
@@ -308,7 +308,8 @@ class _Rows:
 
     def __init__(self, parquet: Any, path: Path, schema: Any) -> None:
         self._schema = schema
-        self._writer = parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=False)
+        options = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+        self._writer = parquet.ParquetWriter(path, schema, **options)
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
@@ -364,7 +365,7 @@ def embedded_products(catalog: str | os.PathLike[str], out: str | os.PathLike[st
     try:
         facts = json.loads((Path(out) / MANIFEST).read_bytes())
         job = BulkJob(str(out), facts["model_id"], facts["embed_dim"], tuple(facts["views"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out} is no folder of vectors: {error}") from error
     shards = plan_shards(catalog)
     _refuse_others(Path(out), shards)
@@ -374,32 +375,41 @@ def embedded_products(catalog: str | os.PathLike[str], out: str | os.PathLike[st
 
 
 def _products_of(shard: Shard, job: BulkJob) -> Iterator[tuple[Product, dict[str, Vectors]]]:
-    _, parquet = _arrow()
     path = Path(job.out) / shard.name
     left_out = set[int]()
     if (rejected := path.parent / REJECTED / path.name).exists():
-        with parquet.ParquetFile(rejected) as file:
-            left_out.update(file.read(["row"])["row"].to_pylist())
+        for batch in _batches(rejected, ["row"]):
+            left_out.update(batch["row"].to_pylist())
     products = (item for row, item in enumerate(shard.read(), shard.first_row) if row not in left_out)
-    for product_id, vectors in _vectors_of(parquet.ParquetFile(path), job):
+    for product_id, vectors in _vectors_of(path, job):
         product = next(products, None)
         if not isinstance(product, Product) or product.id != product_id:
             raise CatalogError(f"{shard.path} has no product {product_id!r} where {shard.name} has its vectors")
         yield product, vectors
 
 
-def _vectors_of(file: Any, job: BulkJob) -> Iterator[tuple[str, dict[str, Vectors]]]:
-    with file:
-        for batch in file.iter_batches(batch_size=ROW_GROUP):
-            ids = batch.column("id").to_pylist()
-            columns = {view: batch.column(view) for view in job.views}
-            there = {view: column.is_valid().to_numpy(zero_copy_only=False) for view, column in columns.items()}
-            flat = {
-                view: column.fill_null([0.0] * job.embed_dim).flatten().to_numpy().reshape(-1, job.embed_dim)
-                for view, column in columns.items()
-            }
-            for row, each in enumerate(ids):
-                yield each, {view: flat[view][row] for view in job.views if there[view][row]}
+def _vectors_of(path: Path, job: BulkJob) -> Iterator[tuple[str, dict[str, Vectors]]]:
+    for columns in _batches(path, ["id", *job.views]):
+        ids = columns.pop("id").to_pylist()
+        there = {view: column.is_valid().to_numpy(zero_copy_only=False) for view, column in columns.items()}
+        flat = {
+            view: column.fill_null([0.0] * job.embed_dim).flatten().to_numpy().reshape(-1, job.embed_dim)
+            for view, column in columns.items()
+        }
+        for row, each in enumerate(ids):
+            yield each, {view: flat[view][row] for view in job.views if there[view][row]}
+
+
+def _batches(path: Path, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Columns of a file that a run wrote, some rows at a time; raises `CatalogError` if they are damaged."""
+    pa, parquet = _arrow()
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=names):
+                yield {name: batch.column(name) for name in names}
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        vectors = path.parent.parent / path.name if path.parent.name == REJECTED else path
+        raise CatalogError(f"{path} is damaged: {error}; remove {vectors} and embed the catalogue again") from error
 
 
 @contextmanager
