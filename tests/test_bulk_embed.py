@@ -241,6 +241,19 @@ def test_row_groups_without_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found == [str(number) for number in range(30)]
 
 
+@pytest.mark.parametrize("pattern", ["shop", "shop/../shop", "shop/**/*.[cp]*"])
+@pytest.mark.parametrize("out", ["shop", "shop/out", "shop/../shop/out"])
+def test_vectors_in_the_folder_of_the_catalogue_are_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, out: str
+) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "a.csv").write_text("id,title\n1,red\n2,bad\n")
+    monkeypatch.chdir(tmp_path)
+    for skipped in (0, 1):
+        assert embed_catalog(pattern, job(tmp_path, out), loader()) == BulkReport(1, skipped, 2, 1, 1)
+    assert [product.id for product, _ in embedded_products(pattern, out).items] == ["1"]
+
+
 def test_a_folder_of_other_vectors_is_refused(catalog: Path, tmp_path: Path) -> None:
     embed_catalog(catalog, job(tmp_path), loader())
     with pytest.raises(ModelMismatchError, match="fake-2"):
@@ -282,7 +295,7 @@ def test_a_changed_word_makes_another_file(tmp_path: Path) -> None:
     seen = set()
     for each in (text, text.replace("l9999,red", "l9999,tan"), text):
         (tmp_path / "b.csv").write_text(each)
-        seen |= {shard.fingerprint for shard in plan_shards(tmp_path / "b.csv")}
+        seen |= {shard.fingerprint for shard in plan_shards(tmp_path / "b.csv", tmp_path / "out")}
     assert len(seen) == 2
 
 
@@ -294,28 +307,31 @@ def test_new_files_are_added(catalog: Path, tmp_path: Path) -> None:
 
 
 def test_catalogues(catalog: Path, tmp_path: Path) -> None:
-    assert [(each.source, each.groups, each.first_row, each.rows) for each in plan_shards(catalog / "more/part-*")][
-        :4
-    ] == [
+    assert [
+        (each.source, each.groups, each.first_row, each.rows)
+        for each in plan_shards(catalog / "more/part-*", tmp_path / "out")
+    ][:4] == [
         ("part-0.parquet", (0, 2), 0, 20),
         ("part-0.parquet", (2, 4), 20, 20),
         ("part-0.parquet", (4, 5), 40, 10),
         ("part-1.parquet", (0, 2), 0, 20),
     ]
-    assert [each.source for each in plan_shards(catalog / "b.csv")] == ["b.csv"]
-    assert len(plan_shards(catalog)) == 11
-    names = [each.name for each in plan_shards(catalog)]
+    assert [each.source for each in plan_shards(catalog / "b.csv", tmp_path / "out")] == ["b.csv"]
+    assert len(plan_shards(catalog, tmp_path / "out")) == 11
+    names = [each.name for each in plan_shards(catalog, tmp_path / "out")]
     assert len(set(names)) == len(names)
     for hidden in (".part-9.parquet", "_part-9.parquet"):
         shutil.copy(catalog / "more" / "part-0.parquet", catalog / "more" / hidden)
-    assert [each.name for each in plan_shards(catalog)] == names
-    assert {each.source for each in plan_shards(catalog / "more/*")} == {f"part-{file}.parquet" for file in range(3)}
-    assert {each.source for each in plan_shards(catalog / "more/_*")} == {"_part-9.parquet"}
+    assert [each.name for each in plan_shards(catalog, tmp_path / "out")] == names
+    assert {each.source for each in plan_shards(catalog / "more/*", tmp_path / "out")} == {
+        f"part-{file}.parquet" for file in range(3)
+    }
+    assert {each.source for each in plan_shards(catalog / "more/_*", tmp_path / "out")} == {"_part-9.parquet"}
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     for wrong in ("empty", "missing.csv", "catalog/notes.txt", "broken.parquet", "none-*.csv"):
         with pytest.raises(CatalogError):
-            plan_shards(tmp_path / wrong)
+            plan_shards(tmp_path / wrong, tmp_path / "out")
 
 
 def test_products_and_their_vectors_come_together(catalog: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def embed_catalog(
     """
     from tqdm import tqdm
 
-    shards = plan_shards(catalog)
+    shards = plan_shards(catalog, job.out)
     with claimed(Path(job.out), job, shards):
         left = [shard for shard in shards if finished(shard, job) is None]
         reports = _here(left, job, load) if ray is None else _on_ray(left, job, load, ray, device)

@@ -102,10 +102,11 @@ class ShardReport:
     rejected: int
 
 
-def plan_shards(catalog: str | os.PathLike[str]) -> list[Shard]:
+def plan_shards(catalog: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Shard]:
     """The shards of a catalogue: a file, a folder of files, or a pattern such as "parts/*.parquet".
 
-    Files whose names begin with a dot or an underscore are left out, unless the pattern's last part does too.
+    Files whose names begin with a dot or an underscore are left out, unless the pattern's last part does too, and so
+    are the files of vectors in `out`.
 
     Raises `CatalogError` for a catalogue that is missing, empty, or has a file that cannot be read.
     """
@@ -121,6 +122,8 @@ def plan_shards(catalog: str | os.PathLike[str]) -> list[Shard]:
         files = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and not _hidden(each)]
     else:
         root, files = path.parent, [path]
+    vectors = Path(out).resolve()
+    files = [each for each in files if not _is_output(each, vectors)]
     if not files:
         raise CatalogError(f"{path} has no .parquet, .jsonl or .csv file")
     return [shard for each in sorted(files) for shard in _shards_of(each, each.relative_to(root).as_posix())]
@@ -129,6 +132,11 @@ def plan_shards(catalog: str | os.PathLike[str]) -> list[Shard]:
 def _hidden(path: Path) -> bool:
     """Whether a file is one that others leave out, being half written or of their own."""
     return path.name[0] in "._"
+
+
+def _is_output(path: Path, out: Path) -> bool:
+    """Whether a file may be one that a run writes into `out`, which may lie in the catalogue's folder."""
+    return path.suffix == ".parquet" and path.parent.resolve() in (out, out / REJECTED)
 
 
 def _shards_of(path: Path, source: str) -> Iterator[Shard]:
@@ -367,7 +375,7 @@ def embedded_products(catalog: str | os.PathLike[str], out: str | os.PathLike[st
         job = BulkJob(str(out), facts["model_id"], facts["embed_dim"], tuple(facts["views"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out} is no folder of vectors: {error}") from error
-    shards = plan_shards(catalog)
+    shards = plan_shards(catalog, out)
     _refuse_others(Path(out), shards)
     count = sum(checked(shard, job).embedded for shard in shards)
     items = (item for shard in shards for item in _products_of(shard, job))
