@@ -148,6 +148,17 @@ def test_a_write_that_fails_leaves_the_old_engine(tmp_path: Path, monkeypatch: p
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+def test_two_writes_of_one_engine_at_a_time_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanwhile(path: Path) -> None:
+        monkeypatch.undo()
+        store_engine(tmp_path, KEY, b"another")
+
+    monkeypatch.setattr(engine_cache, "sync", meanwhile)
+    path = store_engine(tmp_path, KEY, b"engine")
+    assert load_engine(tmp_path, KEY) == b"engine"
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNIECS_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ def default_cache() -> Path:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, finds all of it or nothing; raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # process ids repeat among containers
     try:
         temporary.write_bytes(data)
         sync(temporary)
