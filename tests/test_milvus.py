@@ -581,6 +581,20 @@ def test_lite_listens_on_loopback_only_and_ends_with_the_last_user(milvus_url: s
     assert listening() == before
 
 
+def test_a_file_that_another_process_has_open(milvus_url: str) -> None:
+    index = create(milvus_url)
+    program = f"from uniecs.milvus_index import MilvusIndex; MilvusIndex.open({milvus_url!r})"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "BackendError" in result.stderr and "one process at a time may open it" in result.stderr
+    index.close()
+
+
+def test_opening_what_is_not_there_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(IndexFileError, match="does not exist"):
+        MilvusIndex.open(f"milvus-lite://{tmp_path}/some/shop.db/products")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_path_written_in_two_ways_is_one_server(milvus_url: str) -> None:
     first = create(milvus_url)
     second = MilvusIndex.open(milvus_url.replace("/shop.db", "/sub/../shop.db"))

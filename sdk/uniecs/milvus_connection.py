@@ -139,7 +139,7 @@ def connect(address: Address) -> Connection:
         return Connection(address, _retry(f"{address.url}: connect", attempt))
     with _lite_lock:
         Path(address.uri).parent.mkdir(parents=True, exist_ok=True)
-        client = _retry(f"{address.url}: connect", attempt)
+        client = _retry(f"{address.url}: connect (one process at a time may open it)", attempt)
         _lite_users[address.uri] += 1
     return Connection(address, client)
 

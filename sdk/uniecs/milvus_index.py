@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -108,10 +109,14 @@ class MilvusIndex:
         Raises `InputError`, `BackendError` and `MissingExtraError` as `create`, `IndexFileError` for a collection that
         is missing, not of uniecs or of a newer format, `ModelMismatchError` if `model_id` is given and another.
         """
-        connection = connect(Address.parse(url))
+        address = Address.parse(url)
+        missing = IndexFileError(f"{url} does not exist; SearchEngine.create makes it")
+        if address.lite and not Path(address.uri).exists():
+            raise missing  # milvus-lite would make it
+        connection = connect(address)
         try:
             if not connection.call("has_collection"):
-                raise IndexFileError(f"{url} does not exist; SearchEngine.create makes it")
+                raise missing
             manifest = _read_manifest(connection)
             if model_id not in (None, manifest.model_id):
                 raise ModelMismatchError(
