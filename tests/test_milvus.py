@@ -366,6 +366,25 @@ def test_another_model_and_foreign_collections(milvus_url: str) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("step", ["create_index", "load_collection"])
+def test_a_collection_that_was_cut_off_is_completed(milvus_url: str, step: str) -> None:
+    from pymilvus import MilvusClient
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(MilvusClient, step, lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        create(milvus_url)
+    index = MilvusIndex.open(milvus_url)
+    index.put([item("1", 1)])
+    assert ids(index.search("image", unit(1)[np.newaxis], 1, None)[0]) == ["1"]
+    found = {
+        each: index._connection.call("describe_index", index_name=each)
+        for each in index._connection.call("list_indexes")
+    }
+    assert sorted(found) == ["image_vector", "multimodal_vector", "shape"]
+    assert (found["image_vector"]["index_type"], found["image_vector"]["metric_type"]) == ("HNSW", "IP")
+    index.close()
+
+
 def test_other_storage_is_refused(milvus_url: str) -> None:
     with pytest.raises(ConfigError, match="int8"):
         create(milvus_url, IndexConfig(storage="int8"))

@@ -85,6 +85,7 @@ class MilvusIndex:
             if connection.call("has_collection"):
                 raise IndexFileError(f"{url} already exists; open it with SearchEngine.open, or choose another name")
             _create_collection(connection, manifest)
+            _index_and_load(connection, manifest)
         except BaseException:
             connection.close()
             raise
@@ -104,7 +105,7 @@ class MilvusIndex:
 
     @classmethod
     def open(cls, url: str, model_id: str | None = None) -> Self:
-        """The index in an existing collection, loaded for searching.
+        """The index in an existing collection, loaded for searching, and completed if `create` was cut off.
 
         Raises `InputError`, `BackendError` and `MissingExtraError` as `create`, `IndexFileError` for a collection that
         is missing, not of uniecs or of a newer format, `ModelMismatchError` if `model_id` is given and another.
@@ -122,7 +123,7 @@ class MilvusIndex:
                 raise ModelMismatchError(
                     f"{url} holds vectors of {manifest.model_id}, not of {model_id}: open it with its own model"
                 )
-            connection.call("load_collection")
+            _index_and_load(connection, manifest)
         except BaseException:
             connection.close()
             raise
@@ -407,7 +408,7 @@ def content_digest(product: Product, vectors: Mapping[str, Vectors]) -> str:
 def _create_collection(connection: Connection, manifest: MilvusManifest) -> None:
     from pymilvus import DataType
 
-    schema, params = connection.schema(), connection.index_params()
+    schema = connection.schema()
     schema.add_field("key", DataType.VARCHAR, max_length=DIGEST, is_primary=True)
     schema.add_field("id", DataType.VARCHAR, max_length=MAX_BYTES)
     for name in ("title", "image"):
@@ -417,21 +418,28 @@ def _create_collection(connection: Connection, manifest: MilvusManifest) -> None
     for name in ("attributes", "ranges"):
         schema.add_field(name, DataType.JSON)
     schema.add_field("terms", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MAX_TERMS, max_length=DIGEST)
-    if not connection.address.lite:  # milvus-lite scans arrays, and refuses to index them
-        params.add_index("terms", index_type="INVERTED")
-    params.add_index("shape", index_type="INVERTED")
-    graph = {"M": manifest.config.M, "efConstruction": manifest.config.ef_construction}
     for view in manifest.config.views:
         schema.add_field(f"has_{view}", DataType.BOOL)
         schema.add_field(f"{view}_vector", DataType.FLOAT_VECTOR, dim=manifest.embed_dim)
-        params.add_index(f"{view}_vector", index_type="HNSW", metric_type="IP", params=graph)
-    connection.call(
-        "create_collection",
-        schema=schema,
-        index_params=params,
-        consistency_level="Strong",
-        properties={PROPERTY: json.dumps(manifest.to_dict())},
-    )
+    properties = {PROPERTY: json.dumps(manifest.to_dict())}
+    connection.call("create_collection", schema=schema, consistency_level="Strong", properties=properties)
+
+
+def _index_and_load(connection: Connection, manifest: MilvusManifest) -> None:
+    """Index the fields that are not yet: a collection and its indexes are not made in one step."""
+    indexes: dict[str, dict[str, Any]] = {"shape": {"index_type": "INVERTED"}}
+    if not connection.address.lite:  # milvus-lite scans arrays, and refuses to index them
+        indexes["terms"] = {"index_type": "INVERTED"}
+    graph = {"M": manifest.config.M, "efConstruction": manifest.config.ef_construction}
+    for view in manifest.config.views:
+        indexes[f"{view}_vector"] = {"index_type": "HNSW", "metric_type": "IP", "params": graph}
+    params = connection.index_params()
+    for field, options in indexes.items():
+        if not connection.call("list_indexes", field_name=field):
+            params.add_index(field, **options)
+    if len(params):
+        connection.call("create_index", index_params=params)
+    connection.call("load_collection")
 
 
 def _read_manifest(connection: Connection) -> MilvusManifest:
