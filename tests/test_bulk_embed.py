@@ -436,3 +436,22 @@ def test_a_shard_that_kills_every_worker_ends_the_run(
     with pytest.raises(BackendError, match=r"workers died at .*b\.csv"):
         embed_catalog(catalog / "b.csv", job(tmp_path), deadly, ray="local")
     assert len(list((tmp_path / "deaths").iterdir())) == 2
+
+
+def test_a_model_that_kills_every_worker_ends_the_run(
+    cluster: Any, catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_embed, "RETRIES", 1)
+    (tmp_path / "deaths").mkdir()
+
+    def load(threads: int | None, deaths: str = str(tmp_path / "deaths")) -> Any:
+        import os
+        import signal
+        from pathlib import Path
+
+        (Path(deaths) / str(os.getpid())).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(BackendError, match=r"workers died at .*b\.csv"):
+        embed_catalog(catalog / "b.csv", job(tmp_path), load, ray="local")
+    assert len(list((tmp_path / "deaths").iterdir())) == 2

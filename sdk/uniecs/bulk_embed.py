@@ -29,6 +29,7 @@ from uniecs.vector_shards import (
     finished,
     partials,
     plan_shards,
+    tried,
     writing,
 )
 
@@ -191,7 +192,8 @@ class _Worker:
         if died > self._retries:  # Ray itself would go on for ever
             raise BackendError(f"{died} workers died at {shard.path} from row {shard.first_row} on: out of memory?")
         if self._encoder is None:
-            self._encoder = self._load(self._threads)
+            with tried(shard, self._job):
+                self._encoder = self._load(self._threads)
         # A worker that died after the rename had its shard finished.
         return finished(shard, self._job) or embed_shard(shard, self._job, self._encoder)
 

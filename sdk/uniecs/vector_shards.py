@@ -217,6 +217,17 @@ def _refuse_others(out: Path, shards: Sequence[Shard]) -> None:
         raise InputError(f"{out} holds {min(foreign)}, which is of no file of this catalogue; choose another folder")
 
 
+@contextmanager
+def tried(shard: Shard, job: BulkJob) -> Iterator[None]:
+    """For what comes before writing: if the process dies in the block, `partials` counts that as a writer's death."""
+    mark = _partial(Path(job.out) / shard.name)
+    mark.touch()
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
 def partials(shard: Shard, job: BulkJob) -> int:
     """How many writers of the shard's vectors died in this run, or are at work."""
     return len(list(Path(job.out).glob(f".{glob.escape(shard.name)}.*.partial")))
@@ -423,7 +434,7 @@ def _batches(path: Path, names: list[str]) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A path to write, which becomes `path` at the end of the block, flushed to the disk, if it is still there."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = _partial(path)
     try:
         yield partial
         if partial.exists():
@@ -433,6 +444,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def _arrow() -> tuple[Any, Any]:
