@@ -241,6 +241,18 @@ def test_row_groups_without_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found == [str(number) for number in range(30)]
 
 
+def test_names_of_files(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    for number, name in enumerate(["衣" * 80, "x" * 240 + "1", "x" * 240 + "2"]):
+        (tmp_path / "shop" / f"{name}.csv").write_text(f"id,title\n{number},red\n3,bad\n")
+    assert embed_catalog(tmp_path / "shop", job(tmp_path), loader()).embedded == 3
+    found = [product.id for product, _ in embedded_products(tmp_path / "shop", tmp_path / "out").items]
+    assert sorted(found) == ["0", "1", "2"]
+    (tmp_path / os.fsdecode(b"caf\xe9.csv")).write_text("id,title\n1,red\n")
+    with pytest.raises(CatalogError, match="not UTF-8"):
+        plan_shards(tmp_path / os.fsdecode(b"caf\xe9.csv"), tmp_path / "out")
+
+
 @pytest.mark.parametrize("pattern", ["shop", "shop/../shop", "shop/**/*.[cp]*"])
 @pytest.mark.parametrize("out", ["shop", "shop/out", "shop/../shop/out"])
 def test_vectors_in_the_folder_of_the_catalogue_are_no_part_of_it(

@@ -40,6 +40,7 @@ MANIFEST, REJECTED, FOOTER = "manifest.json", "rejected", b"uniecs.shard"
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 SHARD_ROWS = 50_000
 ROW_GROUP = 8192
+STEM_BYTES = 185
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class Shard:
     def name(self) -> str:
         """The name of its file of vectors."""
         where = hashlib.sha256(self.source.encode()).hexdigest()[:8]
-        return f"{Path(self.source).stem}-{where}-{self.first_row:010}.parquet"
+        # So long that the file that becomes it, whose name is longer, has one of 255 bytes, the most that disks take.
+        stem = Path(self.source).stem.encode()[:STEM_BYTES].decode(errors="ignore")
+        return f"{stem}-{where}-{self.first_row:010}.parquet"
 
     def read(self) -> Iterator[Product | Rejected]:
         """Its rows, one item each."""
@@ -143,7 +146,10 @@ def _shards_of(path: Path, source: str) -> Iterator[Shard]:
     if path.suffix.lower() not in SUFFIXES:
         raise CatalogError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     try:
+        source.encode()
         fingerprint = _fingerprint(path)
+    except UnicodeEncodeError as error:
+        raise CatalogError(f"{str(path)!r} has a name that is not UTF-8; rename it") from error
     except OSError as error:
         raise CatalogError(f"{path} cannot be read: {error}") from error
     if path.suffix.lower() != ".parquet":
