@@ -275,6 +275,18 @@ def test_verify_finds_damage(milvus_url: str, field: str, value: Any) -> None:
     index.close()
 
 
+def test_verify_measures_recall_of_products_that_are_alike(milvus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = create(milvus_url)
+    draw = random.Random(0)
+    index.put([item(str(n), draw.randrange(3)) for n in range(90)])
+    index.put([item(str(n), n, ("image",)) for n in range(100, 150)])
+    assert index.verify(sample=1000)["recall_at_10"] == {"multimodal": 1.0, "image": 1.0}
+    search = index.search
+    monkeypatch.setattr(index, "search", lambda *asked: [line[1:5] for line in search(*asked)])
+    assert index.verify(sample=1000)["recall_at_10"] == {"multimodal": 0.4, "image": pytest.approx(0.4, abs=0.01)}
+    index.close()
+
+
 def test_verify_asks_for_no_more_than_milvus_gives(milvus_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     index = create(milvus_url)
     index.put([item("1", 1)])
