@@ -7,9 +7,10 @@ Each language has a process of its own, and both answer the same queries, one af
 each round; what they find is compared. Queries are a text of 16 tokens, a JPEG of 750 x 1000 px, and both; Python's
 cache of queries is off. `engine` is what is spent in OpenVINO's runs, with their tensors, and in what the core computes
 of few tokens: in C++ the calls of an infer request, of `BertEncoder` and of `ItemFusion`, in Python `Backend.run`,
-which makes those calls; `outside` is the rest. Of it, `pixels` is from JPEG to pixel_values, and `graph` the search of the
-index core, the same code in both; `own` is what remains. Times `cpu` are those of the thread that searches on its CPU:
-other processes lengthen them little. p99 of 300 rounds is the third slowest. Needs a machine that does nothing else.
+which makes those calls; `outside` is the rest. Of it, `pixels` is from JPEG to pixel_values, and `graph` the search of
+the index core, the same code in both; `own` is what remains. Times `cpu` are those of the thread that searches on its
+CPU: other processes lengthen them little. p99 of 300 rounds is the third slowest. Needs a machine that does nothing
+else.
 """
 
 from __future__ import annotations
