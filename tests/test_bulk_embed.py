@@ -289,7 +289,7 @@ def test_paths_that_are_not_utf8(catalog: Path, tmp_path: Path) -> None:
         job(tmp_path, name)
     (catalog / "more" / "part-0.parquet").rename(tmp_path / f"{name}.parquet")
     with pytest.raises(CatalogError, match=r"cannot be read: .*surrogates"):
-        plan_shards(tmp_path / f"{name}.parquet")
+        plan_shards(tmp_path / f"{name}.parquet", tmp_path / "out")
 
 
 def test_one_run_at_a_time_writes_a_folder(catalog: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <thread>
 
@@ -209,7 +210,8 @@ double gap(const Texts& given, const Floats& found, const Reference& reference, 
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+    const int rounds = argc > 1 ? std::atoi(argv[1]) : 12;
     int failures = 0;
     const auto check = [&](bool right, const std::string& what) {
         if (right) return;
@@ -217,7 +219,7 @@ int main() {
         ++failures;
     };
     const std::vector<std::string> sets = uniecs::supported_row_kernels();
-    for (int round = 0; round < 12; ++round) {
+    for (int round = 0; round < rounds; ++round) {
         const std::size_t width = 32 * drawn(1, 2), dim = width * drawn(1, 3), embed_dim = 32 * drawn(1, 3);
         const NamedArrays arrays = network(dim, 32 * drawn(1, 6), embed_dim, drawn(1, 3), round % 2);
         const auto find = [&](const std::string& name) {
