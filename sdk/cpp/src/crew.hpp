@@ -22,10 +22,11 @@ namespace uniecs {
 // takes no part, and may find the call over; nobody waits for it.
 class Steps {
   public:
-    // Some thread's part in all that follows, until `end`.
+    // Some thread's part in what follows, until `end`, or until nothing came for a while: the caller has no
+    // CPU then, and this thread may be in its way.
     void help() {
         const std::size_t thread = ++helpers_;
-        for (unsigned spins = 0; !over_.load(std::memory_order_acquire);)
+        for (unsigned spins = 0; spins < SPINS && !over_.load(std::memory_order_acquire);)
             if (take(thread))
                 spins = 0;
             else
