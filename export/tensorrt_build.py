@@ -27,6 +27,7 @@ from uniecs.backends.tensorrt import LOG, engine_logger, this_machine
 from uniecs.bundle import Bundle
 from uniecs.errors import BackendError
 from uniecs.export.half import half_graph
+from uniecs.progress import progress_bar
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -153,7 +154,6 @@ def _profile(
 def _progress(title: str) -> Iterator[trt.IProgressMonitor]:
     """A bar on a terminal: steps of the outermost phase, and the name of the phase at work."""
     import tensorrt as trt
-    from tqdm import tqdm
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self, bar: Any) -> None:
@@ -174,5 +174,5 @@ def _progress(title: str) -> Iterator[trt.IProgressMonitor]:
         def phase_finish(self, phase_name: str) -> None:
             self._bar.refresh()
 
-    with tqdm(desc=title, unit="step", disable=None) as bar:
+    with progress_bar(desc=title, unit="step") as bar:
         yield Monitor(bar)

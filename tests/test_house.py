@@ -36,6 +36,7 @@ MODULES = {
     "uniecs.catalog": "contract",
     "uniecs.filters": "contract",
     "uniecs.pacing": "contract",
+    "uniecs.progress": "contract",
     "uniecs.bundle": "contract",
     "uniecs._core": "contract",  # compiled, from sdk/cpp
     "uniecs.int8_recipe": "contract",
@@ -307,6 +308,11 @@ def test_files_are_short() -> None:
     sources = [path for path in tracked() if path.suffix in suffixes and path.is_file()]
     assert len(sources) > 10
     assert [str(path) for path in sources if len(path.read_text("utf-8").splitlines()) >= 600] == []
+
+
+def test_progress_bars_are_made_in_one_place() -> None:
+    """Made otherwise they fail in a process without a stderr."""
+    assert [module for module, path in FILES.items() if "tqdm(" in path.read_text("utf-8")] == ["uniecs.progress"]
 
 
 def test_types_are_right() -> None:

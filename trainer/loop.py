@@ -25,6 +25,7 @@ from uniecs.config import ModelConfig
 from uniecs.errors import ConfigError, TrainingError
 from uniecs.evaluation import Pairs, evaluate_pairs, read_held_out, read_pairs
 from uniecs.preprocess import Tokenizer, read_tokenizer
+from uniecs.progress import progress_bar
 from uniecs.trainer.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
@@ -252,7 +253,7 @@ class Reporter:
             why = f"{len(run.pairs.source.groups)} groups, each once in a batch, are shared out evenly"
             print(f"batches hold at most {most} pairs, not batch_pairs = {asked}: {why}", file=sys.stderr)
         self.writer = SummaryWriter(str(Path(run.config.output) / "tensorboard"), purge_step=run.step + 1)
-        self.bar = tqdm(total=steps, initial=run.step, unit="step", file=sys.stderr, mininterval=5, disable=None)
+        self.bar = progress_bar(total=steps, initial=run.step, unit="step", mininterval=5)
 
     def close(self) -> None:
         self.bar.close()

@@ -23,6 +23,7 @@ from uniecs.catalog import Product
 from uniecs.config import StrictConfig
 from uniecs.errors import ConfigError
 from uniecs.evaluation import TASKS, Pairs, baselines, evaluate_pairs, read_held_out
+from uniecs.progress import progress_bar
 from uniecs.trainer.checkpoint import kept_checkpoints, load_checkpoint, parameter_count
 from uniecs.trainer.embedder import TorchEncoder
 from uniecs.trainer.loop import pair_stream, train
@@ -124,7 +125,7 @@ def run_sweep(sweep: Sweep) -> list[dict[str, Any]]:
     missing = [sweep.run_of(*job).validation for job in jobs if not sweep.result_of(*job).is_file()]
     held_out = {each: _held_out(each) for each in dict.fromkeys(missing)}  # before the first run
     streams: dict[DataSettings, PairStream] = {}
-    for variant, seed in tqdm(jobs, unit="run", desc=sweep.file.stem, disable=None):
+    for variant, seed in progress_bar(jobs, unit="run", desc=sweep.file.stem):
         config, path = sweep.run_of(variant, seed), sweep.result_of(variant, seed)
         if path.is_file():
             continue

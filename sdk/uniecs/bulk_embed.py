@@ -20,6 +20,7 @@ from uniecs.catalog import Product, Rejected
 from uniecs.errors import BackendError, CatalogError, InputError, MissingExtraError, ModelMismatchError, UniecsError
 from uniecs.index import Vectors
 from uniecs.index_folder import VIEW_INPUTS
+from uniecs.progress import progress_bar
 from uniecs.vector_shards import (
     BulkJob,
     Shard,
@@ -74,15 +75,13 @@ def embed_catalog(
     `job.out` holds vectors of another model, other views or another catalogue, or another run writes there,
     `MissingExtraError` without pyarrow or Ray, `BackendError` if the cluster fails.
     """
-    from tqdm import tqdm
-
     shards = plan_shards(catalog, job.out)
     with claimed(Path(job.out), job, shards):
         left = [shard for shard in shards if finished(shard, job) is None]
         reports = _here(left, job, load) if ray is None else _on_ray(left, job, load, ray, device)
         known = [shard.rows for shard in left]
         total = None if None in known else sum(rows for rows in known if rows is not None)
-        with tqdm(desc="embed", total=total, unit="row", disable=None) as bar:
+        with progress_bar(desc="embed", total=total, unit="row") as bar:
             for report in reports:
                 bar.update(report.rows)
         sums = [checked(shard, job) for shard in shards]

@@ -186,10 +186,8 @@ def _parquet_records(path: Path, required: Sequence[str], row_groups: Sequence[i
 def _for_python(pa: Any, batch: Any) -> Any:
     """A batch whose values Python has. Others are not cast: pyarrow refuses some casts of a type to itself."""
     for place, each in enumerate(batch.schema):
-        column = batch.column(place)
         for kind in _steps_to_python(pa, each.type):
-            column = column.cast(kind, safe=False)
-        batch = batch.set_column(place, each.name, column)
+            batch = batch.set_column(place, each.name, batch.column(place).cast(kind, safe=False))
     return batch
 
 

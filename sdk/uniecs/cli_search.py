@@ -264,13 +264,12 @@ def _embed_shards(args: argparse.Namespace) -> int:
 
 def _embedded(encoder: Encoder, catalog: Path) -> Iterator[tuple[int, str | None, Vectors | UniecsError]]:
     """For each row its position, its id where known, and its vector or why it has none."""
-    from tqdm import tqdm
-
     from uniecs.bulk_embed import embed_rows
     from uniecs.catalog import read_catalog
+    from uniecs.progress import progress_bar
 
     seen = set[str]()
-    rows = tqdm(enumerate(read_catalog(catalog)), desc="embed", unit="row", disable=None)
+    rows = progress_bar(enumerate(read_catalog(catalog)), desc="embed", unit="row")
     while batch := list(itertools.islice(rows, _EMBED_CHUNK)):
         for row, item, outcome in embed_rows(batch, encoder, ("multimodal",), seen):
             if item.id is not None and item.id.endswith("\0"):  # NumPy takes it for padding

@@ -10,6 +10,7 @@ from uniecs.catalog import Rejected
 from uniecs.errors import InputError, ModelMismatchError
 from uniecs.index import Embedded, Vectors
 from uniecs.milvus_index import MilvusIndex, content_digest
+from uniecs.progress import progress_bar
 from uniecs.store import Item, Store
 
 BATCH = 500
@@ -56,12 +57,10 @@ def copy_index(source: Embedded, target: MilvusIndex) -> CopyReport:
     `ModelMismatchError` for vectors of another model, `InputError` for other views than the target's, before anything
     is written, and as `MilvusIndex.put`; batches written before that stay.
     """
-    from tqdm import tqdm
-
     _check_alike(source, target)
     copied, unchanged, rejected = 0, 0, list[Rejected]()
     items = enumerate(source.items)
-    with tqdm(desc="copy", total=source.count, unit="product", disable=None) as bar:
+    with progress_bar(desc="copy", total=source.count, unit="product") as bar:
         while some := list(itertools.islice(items, BATCH)):
             batch = {item[0].id: (row, item) for row, item in some}
             there = target.contents(list(batch))

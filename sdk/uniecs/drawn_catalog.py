@@ -14,6 +14,7 @@ from uniecs.drawing import Color, Look, darker, lighter, mix
 from uniecs.drawn_footwear import FOOTWEAR
 from uniecs.drawn_garments import GARMENTS
 from uniecs.drawn_goods import GOODS
+from uniecs.progress import progress_bar
 
 COLORS: dict[str, Color] = {
     "Black": (36, 36, 40),
@@ -195,12 +196,10 @@ def varied(product: DrawnProduct) -> Image.Image:
 
 def write_catalog(folder: Path, products: Sequence[DrawnProduct]) -> Path:
     """Draw the products into folder/photos and list them in folder/catalog.jsonl, whose path is returned."""
-    from tqdm import tqdm
-
     photos = folder / "photos"
     photos.mkdir(parents=True, exist_ok=True)
     rows = []
-    for product in tqdm(products, desc="draw", unit="product", disable=None):
+    for product in progress_bar(products, desc="draw", unit="product"):
         draw(product.look).save(photos / f"{product.id}.png")
         row = {"id": product.id, "title": product.title, "image": f"photos/{product.id}.png", **product.attributes}
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")

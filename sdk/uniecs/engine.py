@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
@@ -23,6 +22,7 @@ from uniecs.index_folder import VIEW_INPUTS, BundleReference, IndexConfig
 from uniecs.local_index import LocalIndex
 from uniecs.milvus_connection import is_milvus_url
 from uniecs.pacing import paced
+from uniecs.progress import progress_bar
 from uniecs.query_cache import QueryCache
 
 if TYPE_CHECKING:
@@ -214,15 +214,11 @@ class SearchEngine:
         return self._put(products, known=True)
 
     def _put(self, products: object, *, known: bool) -> AddReport:
-        from tqdm import tqdm
-
         self._check_open()
         items = enumerate(paced(read_catalog(products)))
         added, rejected = 0, list[Rejected]()
         total = len(products) if isinstance(products, Sized) and not isinstance(products, str) else None
-        with tqdm(
-            desc="update" if known else "add", total=total, unit="product", disable=None if sys.stderr else True
-        ) as bar:
+        with progress_bar(desc="update" if known else "add", total=total, unit="product") as bar:
             for chunk in _chunks(items, CHUNK):
                 outcomes = self._embed([item for _, item in chunk], known)
                 errors = self._insert([item for _, item in chunk], outcomes, known)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from uniecs.catalog import Product, Rejected, read_catalog
 from uniecs.errors import CatalogError, InputError, MissingExtraError, UniecsError
 from uniecs.preprocess import open_image
+from uniecs.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -317,12 +318,10 @@ def embed_all(
 
     Raises `InputError` if the embedding of an item without an error holds NaN or infinite values.
     """
-    from tqdm import tqdm
-
     count = len(texts if texts is not None else images or ())
     embeddings = np.empty((count, encoder.embed_dim), dtype=np.float32)
     errors: dict[int, UniecsError] = {}
-    for start in tqdm(range(0, count, _CHUNK), desc=what, unit="chunk", disable=None, leave=False):
+    for start in progress_bar(range(0, count, _CHUNK), desc=what, unit="chunk", leave=False):
         rows = slice(start, start + _CHUNK)
         sides = (None if side is None else side[rows] for side in (texts, images))
         result = encoder.encode(*sides, errors="return")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from uniecs.database import disk_errors
 from uniecs.durable import sync
 from uniecs.errors import ConfigError, IndexFileError, InputError
 from uniecs.index_folder import BundleReference, IndexConfig
+from uniecs.progress import progress_bar
 from uniecs.store import OLD_MANIFEST, STORE_FILE, Item, Store, build_store
 from uniecs.store_format import FORMAT, Header, Rows, Vectors
 from uniecs.writer_lock import WriterLock
@@ -153,15 +153,13 @@ def _verify_files(folder: Path, manifest: _Manifest) -> None:
 
 def _batches(folder: Path, manifest: _Manifest) -> Iterator[list[Item]]:
     """The products, in the order of their rows, with their vectors."""
-    from tqdm import tqdm
-
     views = [(view, *_read_vectors(folder, view, manifest)) for view in manifest.config.views]
     path = folder / manifest.file_names()[0]
     batch: list[Item] = []
     ids = set[str]()
     with disk_errors(path):
         lines = path.read_bytes().splitlines()
-    for row, line in enumerate(tqdm(lines, desc="migrate", unit="product", disable=None if sys.stderr else True)):
+    for row, line in enumerate(progress_bar(lines, desc="migrate", unit="product")):
         product = _read_product(path, line)
         vectors: dict[str, Vectors] = {view: values[places[row]] for view, places, values in views if row in places}
         if product is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from uniecs.index import Found, Vectors, check_vectors
 from uniecs.index_folder import BundleReference, IndexConfig
 from uniecs.index_migration import migrate
 from uniecs.pacing import note_search, searched_lately
+from uniecs.progress import progress_bar
 from uniecs.store import Store
 
 if TYPE_CHECKING:
@@ -182,12 +182,8 @@ class LocalIndex:
 
     def _built(self, view: str) -> tuple[Graph, tuple[int, int]]:
         """A new graph from the store, and the sequence and last row from which on it must catch up."""
-        from tqdm import tqdm
-
         graph, sequence, last_row = self._empty_graph(), self._store.sequence, 0
-        with tqdm(
-            desc=f"graph of {view}", total=self._store.count(view), unit="product", disable=None if sys.stderr else True
-        ) as bar:
+        with progress_bar(desc=f"graph of {view}", total=self._store.count(view), unit="product") as bar:
             for rows, vectors in self._store.vectors_after(view, 0):
                 vectors = check_vectors(vectors, self.embed_dim)
                 try:

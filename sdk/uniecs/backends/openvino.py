@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uniecs._core import BertEncoder, ItemFusion, has_byte_products
+from uniecs._core import BertEncoder, ItemFusion, has_byte_products, row_instructions
 from uniecs.backends.base import GraphBackend, Inputs, Runner
 from uniecs.backends.bert_encoder import bert_encoder
 from uniecs.backends.compiled_cache import cache_folder, cache_key, read_blob, write_blob
@@ -140,6 +140,8 @@ class OpenVinoBackend(GraphBackend):
 
     def _few(self, graph: str) -> Few | None:
         """What the core computes of few tokens, in place of a graph."""
+        if not row_instructions():
+            return None
         if graph == "fusion":
             fusion = item_fusion(self._model(graph))
             return None if fusion is None else partial(fused, fusion)

@@ -23,6 +23,7 @@ from uniecs.bench.samples import Measurement, Round, median
 from uniecs.bench.scenarios import QUICK, STAGES, Bench, Effort, Task, graph_of, graph_shapes
 from uniecs.bundle import Bundle
 from uniecs.errors import InputError, UniecsError
+from uniecs.progress import progress_bar
 
 FORMAT, FORMAT_VERSION = "uniecs-bench", 1
 EVERY_STAGE = (*STAGES, "open", "quality")
@@ -168,13 +169,11 @@ def _about(plan: Plan) -> dict[str, Any]:
 
 def _all_rounds(bench: Bench, plan: Plan, results: Results) -> None:
     """All cases once in each round, so that a slow hour of the machine is in the spread of every case alike."""
-    from tqdm import tqdm
-
     tasks = list[Task]()
     for turn in range(plan.effort.rounds):
         source = _tasks(bench, plan, results) if turn == 0 else iter(tasks)
         label = f"round {turn + 1} of {plan.effort.rounds}"
-        with tqdm(source, desc=label, total=len(tasks) or None, unit="case", disable=None) as bar:
+        with progress_bar(source, desc=label, total=len(tasks) or None, unit="case") as bar:
             for task in bar:
                 if turn == 0:
                     tasks.append(task)
