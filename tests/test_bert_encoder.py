@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,44 +16,29 @@ import numpy.typing as npt
 import pytest
 
 torch = pytest.importorskip("torch", reason="the trainer needs torch: pip install 'uniecs[train]'")
-onnx = pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[export]'")
+pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[export]'")
 
 from uniecs import _core  # noqa: E402
 from uniecs.backends import bert_encoder as reader  # noqa: E402
 from uniecs.backends.bert_encoder import bert_encoder  # noqa: E402
 from uniecs.backends.openvino import FewTokens, encoded, import_openvino  # noqa: E402
 from uniecs.config import MODELS  # noqa: E402
-from uniecs.export.graphs import export_graph  # noqa: E402
-from uniecs.export.weights import round_weights, store_compactly  # noqa: E402
-from uniecs.trainer.model import UniECS  # noqa: E402
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 EPSILON = 1e-3  # so large that another one would be seen
+random = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("random_network.py"))))
 pytestmark = pytest.mark.skipif(not _core.row_instructions(), reason="BertEncoder needs AVX2")
 
 
-def network(seed: int, **changes: Any) -> UniECS:
-    """A network whose every weight is random, those included that training finds as zeros and ones."""
+def network(seed: int, **changes: Any) -> Any:
     tiny = MODELS["tiny"]
     text = dataclasses.replace(tiny.text, **({"hidden": 64, "heads": 2, "layer_norm_eps": EPSILON} | changes))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = UniECS(dataclasses.replace(tiny, embed_dim=32, text=text)).eval()
-        with torch.no_grad():
-            for weight in model.text_encoder.parameters():
-                weight += torch.randn(weight.shape) * 0.1
-    return model
+    return random.network(dataclasses.replace(tiny, embed_dim=32, text=text), "text_encoder", seed)
 
 
-def exported(model: UniECS, path: Path, compact: bool = False) -> Any:
-    """The text encoder as OpenVINO reads it."""
-    words = round_weights(model) if compact else None
-    graph = export_graph(model, "text_encoder")
-    if words is not None:
-        store_compactly(graph, words)
-    onnx.save(graph, path)
-    return import_openvino().Core().read_model(path)
+def exported(model: Any, path: Path, compact: bool = False) -> Any:
+    return random.exported(model, "text_encoder", path, compact)
 
 
 def texts(rng: np.random.Generator, counts: list[int]) -> tuple[Ids, Ids]:

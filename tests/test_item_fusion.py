@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,41 +16,26 @@ import numpy.typing as npt
 import pytest
 
 torch = pytest.importorskip("torch", reason="the trainer needs torch: pip install 'uniecs[train]'")
-onnx = pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[export]'")
+pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[export]'")
 
 from uniecs import _core  # noqa: E402
 from uniecs.backends.item_fusion import item_fusion  # noqa: E402
 from uniecs.backends.openvino import FewTokens, fused, import_openvino  # noqa: E402
 from uniecs.config import MODELS, FusionConfig  # noqa: E402
-from uniecs.export.graphs import export_graph  # noqa: E402
-from uniecs.export.weights import round_weights, store_compactly  # noqa: E402
-from uniecs.trainer.model import UniECS  # noqa: E402
 
 Floats = npt.NDArray[np.float32]
 DIM = 64
+random = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("random_network.py"))))
 pytestmark = pytest.mark.skipif(not _core.row_instructions(), reason="ItemFusion needs AVX2")
 
 
-def network(seed: int, **changes: Any) -> UniECS:
-    """A network whose every weight is random, those included that training finds as zeros and ones."""
+def network(seed: int, **changes: Any) -> Any:
     fusion = FusionConfig(**({"heads": 2, "blocks": 2, "mlp_ratio": 3} | changes))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = UniECS(dataclasses.replace(MODELS["tiny"], embed_dim=DIM, fusion=fusion)).eval()
-        with torch.no_grad():
-            for weight in model.fusion.parameters():
-                weight += torch.randn(weight.shape) * 0.1
-    return model
+    return random.network(dataclasses.replace(MODELS["tiny"], embed_dim=DIM, fusion=fusion), "fusion", seed)
 
 
-def exported(model: UniECS, path: Path, compact: bool = False) -> Any:
-    """The fusion as OpenVINO reads it."""
-    words = round_weights(model) if compact else None
-    graph = export_graph(model, "fusion")
-    if words is not None:
-        store_compactly(graph, words)
-    onnx.save(graph, path)
-    return import_openvino().Core().read_model(path)
+def exported(model: Any, path: Path, compact: bool = False) -> Any:
+    return random.exported(model, "fusion", path, compact)
 
 
 def feed(image: Floats | None, text: Floats | None, seen: int = 0) -> dict[str, npt.NDArray[Any]]:

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "../src/item_fusion.hpp"
+#include "../src/named_arrays.hpp"
 
 namespace uniecs {
 

@@ -175,7 +175,7 @@ class OpenVinoBackend : public Backend {
 
     // Few tokens of text, by the core; false if there are many, or the encoder is of another kind.
     bool encode_few(const Batch& batch, std::vector<float>& texts) {
-        if (padded_) return false;
+        if (padded_ || !row_kernels()) return false;
         std::call_once(bert_encoder_read_,
                        [&] { bert_encoder_ = bert_encoder(text_encoder_.model(), threads_); });
         return bert_encoder_ && bert_encoder_->embed_dim() == embed_dim_ &&

@@ -22,41 +22,6 @@ struct Layer {
     Norm attention_norm, norm;
 };
 
-// The arrays, found by name, of the shape that is expected.
-class Source {
-  public:
-    explicit Source(const BertEncoder::Find& find) : find_(find) {}
-
-    NamedArray array(const std::string& name) const {
-        std::optional<NamedArray> found = find_(name);
-        if (!found) throw std::invalid_argument("the text encoder has no " + name);
-        return std::move(*found);
-    }
-
-    Floats matrix(const std::string& name, std::size_t rows, std::size_t columns) const {
-        NamedArray found = array(name);
-        if (found.rows != rows || found.columns != columns || found.values.size() != rows * columns)
-            throw std::invalid_argument(name + " is (" + std::to_string(found.rows) + ", " +
-                                        std::to_string(found.columns) + "); expected (" +
-                                        std::to_string(rows) + ", " + std::to_string(columns) + ")");
-        return std::move(found.values);
-    }
-
-    Norm norm(const std::string& name, std::size_t dim) const {
-        return {matrix(name + ".weight", 1, dim), matrix(name + ".bias", 1, dim)};
-    }
-
-    Linear linear(const std::string& name, std::size_t depth, std::size_t columns) const {
-        return {Matrix(matrix(name + ".weight", depth, columns).data(), depth, columns),
-                matrix(name + ".bias", 1, columns)};
-    }
-
-    bool has(const std::string& name) const { return find_(name).has_value(); }
-
-  private:
-    const BertEncoder::Find& find_;
-};
-
 // The embeddings of words, as they are stored.
 class WordTable {
   public:
@@ -225,7 +190,7 @@ void BertEncoder::Network::forward(Steps& steps, const std::vector<Rows>& texts,
     product(steps, projection, x, rows, wide);
 }
 
-BertEncoder::BertEncoder(const Find& find, std::size_t width, float epsilon, unsigned threads,
+BertEncoder::BertEncoder(const FindArray& find, std::size_t width, float epsilon, unsigned threads,
                          const std::string& instructions) {
     const RowKernels* kernels = row_kernels(instructions);
     if (!kernels) throw std::invalid_argument("this CPU has no AVX2");

@@ -5,26 +5,23 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "item_fusion.hpp"
+#include "named_arrays.hpp"
 
 namespace uniecs {
 
 class BertEncoder {
   public:
-    // The array of a name (the trainer's TextEncoder; a word table of int8 ends in .int8, its scales in
-    // .scale), or none.
-    using Find = std::function<std::optional<NamedArray>(const std::string&)>;
-
+    // Arrays have the trainer's names (TextEncoder); a word table of int8 ends in .int8, its scales in
+    // .scale.
+    //
     // Takes a BERT with gelu, on a CPU with AVX2 or AVX-512 (or the `instructions` of the two that are
     // named). Heads are `width` wide, `epsilon` is LayerNorm's, `threads` of 0 all CPUs. Throws
     // std::invalid_argument for any other.
-    BertEncoder(const Find& find, std::size_t width, float epsilon, unsigned threads,
+    BertEncoder(const FindArray& find, std::size_t width, float epsilon, unsigned threads,
                 const std::string& instructions = "");
     BertEncoder(BertEncoder&&) noexcept;
     BertEncoder& operator=(BertEncoder&&) noexcept;

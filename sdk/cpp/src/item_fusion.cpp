@@ -33,44 +33,33 @@ struct Side {
     Block block;
 };
 
-// The arrays, looked up by name, of the shape that is expected.
-class Source {
+// With what most arrays of a fusion are: of its width.
+class FusionSource : public Source {
   public:
-    Source(const NamedArrays& arrays, std::size_t dim, std::size_t hidden)
-        : arrays_(arrays), dim_(dim), hidden_(hidden) {}
+    FusionSource(const NamedArrays& arrays, std::size_t dim, std::size_t hidden)
+        : Source([&arrays](const std::string& name) {
+              const auto found = arrays.find(name);
+              return found == arrays.end() ? std::nullopt : std::optional(found->second);
+          }),
+          dim_(dim),
+          hidden_(hidden) {}
 
-    const Floats& matrix(const std::string& name, std::size_t rows, std::size_t columns) const {
-        const auto found = arrays_.find(name);
-        if (found == arrays_.end()) throw std::invalid_argument("the fusion has no " + name);
-        const NamedArray& array = found->second;
-        if (array.rows != rows || array.columns != columns || array.values.size() != rows * columns)
-            throw std::invalid_argument(name + " is (" + std::to_string(array.rows) + ", " +
-                                        std::to_string(array.columns) + "); expected (" +
-                                        std::to_string(rows) + ", " + std::to_string(columns) + ")");
-        return array.values;
-    }
+    Floats vector(const std::string& name) const { return matrix(name, 1, dim_); }
 
-    const Floats& vector(const std::string& name) const { return matrix(name, 1, dim_); }
-
-    Norm norm(const std::string& name) const { return {vector(name + ".weight"), vector(name + ".bias")}; }
-
-    Linear linear(const std::string& name, std::size_t depth, std::size_t columns) const {
-        return {Matrix(matrix(name + ".weight", depth, columns).data(), depth, columns),
-                matrix(name + ".bias", 1, columns)};
-    }
+    Norm norm(const std::string& name) const { return Source::norm(name, dim_); }
 
     Linear square(const std::string& name) const { return linear(name, dim_, dim_); }
 
     Block block(const std::string& name) const {
         const std::string attention = name + ".attention";
-        const Floats &q = matrix(attention + ".q.weight", dim_, dim_),
-                     &kv = matrix(attention + ".kv.weight", dim_, 2 * dim_);
+        const Floats q = matrix(attention + ".q.weight", dim_, dim_),
+                     kv = matrix(attention + ".kv.weight", dim_, 2 * dim_);
         Floats joined, bias = vector(attention + ".q.bias");
         for (std::size_t row = 0; row < dim_; ++row) {
             joined.insert(joined.end(), q.data() + row * dim_, q.data() + (row + 1) * dim_);
             joined.insert(joined.end(), kv.data() + row * 2 * dim_, kv.data() + (row + 1) * 2 * dim_);
         }
-        const Floats& kv_bias = matrix(attention + ".kv.bias", 1, 2 * dim_);
+        const Floats kv_bias = matrix(attention + ".kv.bias", 1, 2 * dim_);
         bias.insert(bias.end(), kv_bias.begin(), kv_bias.end());
         return {norm(name + ".norm1"),
                 norm(name + ".norm2"),
@@ -81,7 +70,6 @@ class Source {
     }
 
   private:
-    const NamedArrays& arrays_;
     std::size_t dim_, hidden_;
 };
 
@@ -111,7 +99,7 @@ struct ItemFusion::Network {
     mutable Rooms rooms;
 
     Network(const NamedArrays& arrays, std::size_t heads, const RowKernels& kernels);
-    Side side(const Source& source, const std::string& name) const;
+    Side side(const FusionSource& source, const std::string& name) const;
 
     void normed(const Norm& by, const float* x, std::size_t rows, float* out) const {
         run.layer_norm(x, rows, dim, by.gain.data(), by.bias.data(), EPSILON, out);
@@ -154,7 +142,7 @@ ItemFusion::Network::Network(const NamedArrays& arrays, std::size_t heads_, cons
                                     std::to_string(PANEL) + " wide");
     if (arrays.count("image_sides.1.norm.weight"))
         throw std::invalid_argument("the fusion has several gated layers");
-    const Source source(arrays, dim, hidden);
+    const FusionSource source(arrays, dim, hidden);
     sides = {side(source, "image_sides.0"), side(source, "text_sides.0")};
     modality = source.matrix("modality_embedding", 2, dim);
     for (std::size_t i = 0; arrays.count("blocks." + std::to_string(i) + ".norm1.weight"); ++i)
@@ -164,7 +152,7 @@ ItemFusion::Network::Network(const NamedArrays& arrays, std::size_t heads_, cons
     head = source.square("head");
 }
 
-Side ItemFusion::Network::side(const Source& source, const std::string& name) const {
+Side ItemFusion::Network::side(const FusionSource& source, const std::string& name) const {
     const std::string cross = name + ".cross_attention";
     Side made{source.square(cross + ".q"),
               source.linear(cross + ".kv", dim, 2 * dim),
@@ -178,7 +166,7 @@ Side ItemFusion::Network::side(const Source& source, const std::string& name) co
               Floats(dim),
               Matrix(),
               source.block(name + ".block")};
-    const Floats& gate = source.matrix(name + ".gate.linear.weight", 2 * dim, dim);
+    const Floats gate = source.matrix(name + ".gate.linear.weight", 2 * dim, dim);
     made.gate_own = Matrix(gate.data(), dim, dim);
     made.gate_attended = Matrix(gate.data() + dim * dim, dim, dim);
     made.gate_bias = source.vector(name + ".gate.linear.bias");
@@ -189,7 +177,7 @@ Side ItemFusion::Network::side(const Source& source, const std::string& name) co
     product(made.attended_absent.data(), 1, made.gate_attended.all(), made.gate_bias_present.data(),
             made.gate_bias_alone.data());
     // The query q of a zero token is its bias; q . (Wk x + bk) is (Wk' q) . x, but for what all keys share.
-    const Floats& kv = source.matrix(cross + ".kv.weight", dim, 2 * dim);
+    const Floats kv = source.matrix(cross + ".kv.weight", dim, 2 * dim);
     const std::size_t width = dim / heads;
     Floats question(dim * heads);
     for (std::size_t row = 0; row < dim; ++row)

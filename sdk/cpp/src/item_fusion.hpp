@@ -3,22 +3,12 @@
 #pragma once
 
 #include <cstddef>
-#include <map>
 #include <memory>
 #include <string>
-#include <vector>
+
+#include "named_arrays.hpp"
 
 namespace uniecs {
-
-// Float32; a vector has one row, a matrix is (in, out).
-struct NamedArray {
-    std::size_t rows = 0, columns = 0;
-    std::vector<float> values;
-};
-
-// The trainer's names (GatedFusion), with the columns of eq. 3's indicator times its vector as gate.present,
-// and those of the tokens and of what they attend to as gate.linear.weight.
-using NamedArrays = std::map<std::string, NamedArray>;
 
 // (count, embed_dim), of a text without its padding; none: the modality is absent.
 struct TokenRows {
@@ -32,6 +22,9 @@ class ItemFusion {
     // threads.
     static constexpr std::size_t MAX_TOKENS = 200;
 
+    // Arrays have the trainer's names (GatedFusion), with the columns of eq. 3's indicator times its vector
+    // as gate.present, and those of the tokens and of what they attend to as gate.linear.weight.
+    //
     // Takes a gated fusion of one gated layer, on a CPU with AVX2 or AVX-512 (or the `instructions` of the
     // two that are named). Throws std::invalid_argument for any other.
     ItemFusion(const NamedArrays& arrays, std::size_t heads, const std::string& instructions = "");

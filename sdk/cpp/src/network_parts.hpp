@@ -3,9 +3,13 @@
 
 #include <cstddef>
 #include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "named_arrays.hpp"
 #include "row_kernels.hpp"
 
 namespace uniecs {
@@ -20,6 +24,41 @@ struct Linear {
 
 struct Norm {
     Floats gain, bias;
+};
+
+// The arrays, found by name, of the shape that is expected.
+class Source {
+  public:
+    explicit Source(FindArray find) : find_(std::move(find)) {}
+
+    NamedArray array(const std::string& name) const {
+        std::optional<NamedArray> found = find_(name);
+        if (!found) throw std::invalid_argument("the network has no " + name);
+        return std::move(*found);
+    }
+
+    Floats matrix(const std::string& name, std::size_t rows, std::size_t columns) const {
+        NamedArray found = array(name);
+        if (found.rows != rows || found.columns != columns || found.values.size() != rows * columns)
+            throw std::invalid_argument(name + " is (" + std::to_string(found.rows) + ", " +
+                                        std::to_string(found.columns) + "); expected (" +
+                                        std::to_string(rows) + ", " + std::to_string(columns) + ")");
+        return std::move(found.values);
+    }
+
+    Norm norm(const std::string& name, std::size_t dim) const {
+        return {matrix(name + ".weight", 1, dim), matrix(name + ".bias", 1, dim)};
+    }
+
+    Linear linear(const std::string& name, std::size_t depth, std::size_t columns) const {
+        return {Matrix(matrix(name + ".weight", depth, columns).data(), depth, columns),
+                matrix(name + ".bias", 1, columns)};
+    }
+
+    bool has(const std::string& name) const { return find_(name).has_value(); }
+
+  private:
+    FindArray find_;
 };
 
 // Room for what is computed on the way, some megabytes for a photo: lent from call to call, as making it anew
