@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uniecs.backends.base import create_backend
-from uniecs.backends.openvino import OpenVinoBackend, import_openvino, without_telemetry
+from uniecs.backends.openvino import OpenVinoBackend, import_openvino, make_core, without_telemetry
 from uniecs.backends.openvino_int8 import constant_weights
 from uniecs.bundle import Bundle, open_bundle, write_manifest
 from uniecs.catalog import Product
@@ -158,7 +158,7 @@ def calibrate(bundle: Bundle, feeds: Mapping[str, Sequence[Feed]]) -> Int8Recipe
     Matrix products with constant weights become int8. What multiplies activations (attention) and the patch
     convolution stay as they are: int8 made them no faster, and less exact.
     """
-    core = import_openvino().Core()
+    core = make_core()
     graphs = {}
     for graph, inputs in feeds.items():
         graphs[graph] = quantized_inputs(_nncf_quantized(core.read_model(bundle.graph_path(graph)), inputs))

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import torch
 
-from uniecs.backends.openvino import import_openvino
+from uniecs.backends.openvino import make_core
 from uniecs.config import ModelConfig
 from uniecs.export.graphs import export_graph
 from uniecs.export.weights import round_weights, store_compactly
@@ -32,4 +32,4 @@ def exported(model: UniECS, part: str, path: Path, compact: bool) -> Any:
     if words is not None:
         store_compactly(graph, words)
     onnx.save(graph, path)
-    return import_openvino().Core().read_model(path)
+    return make_core().read_model(path)

@@ -264,6 +264,59 @@ def test_sessions_neither_spin_nor_hoard(bundle: Bundle, monkeypatch: pytest.Mon
     assert {each.get_session_config_entry("session.intra_op.allow_spinning") for each in seen} == {"0"}
 
 
+SIGNAL = """
+import gc, os, signal, sys, threading, time
+from uniecs.encoder import load
+def loaded():
+    encoder = load(sys.argv[1], backend="openvino", threads=1)
+    encoder.encode(["red bag"], [None])
+    return encoder
+encoders = [loaded(), loaded()]
+def free():
+    while encoders:
+        del encoders[0]
+        gc.collect()
+if sys.argv[2] == "here":
+    free()
+else:
+    thread = threading.Thread(target=free)
+    thread.start()
+    thread.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("where", ["here", "in another thread"])
+def test_signals_arrive_when_encoders_are_gone(bundle: Bundle, where: str) -> None:
+    """OpenVINO's stack for signal handlers was freed while in use."""
+    command = [sys.executable, "-c", SIGNAL, str(bundle.path), where]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+FORK = """
+import os, sys
+from uniecs.encoder import load
+before = load(sys.argv[1], backend="openvino", threads=2).encode(["red bag " * 9], [None])
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+after = load(sys.argv[1], backend="openvino", threads=2).encode(["red bag " * 9], [None])
+os._exit(0 if (after == before).all() else 3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_may_load_what_its_parent_has(bundle: Bundle) -> None:
+    command = [sys.executable, "-c", FORK, str(bundle.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_openvino_pins_no_thread_and_keeps_few_requests(bundle: Bundle) -> None:
     backend: Any = create_backend(bundle, "openvino", threads=2)
     model = backend._compiled_model("fusion")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from uniecs import cli
-from uniecs.backends.openvino import has_precision, import_openvino
+from uniecs.backends.openvino import has_precision, make_core
 from uniecs.bench import floor, inputs, loops, machine, operations, quality, run, samples, scenarios, tables
 from uniecs.bench.loops import Clock, closed_loop, open_loop, poisson
 from uniecs.bench.samples import Case, Measurement, Round, interval, pack, percentiles, unpack
@@ -469,7 +469,7 @@ def test_every_stage_on_mini(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the stage compare needs onnxruntime")
     found = run.measure(mini(tuple(each for each in run.EVERY_STAGE if each != "cold"), rates=(400.0,)))
     assert found.complete and not found.failed
-    core = import_openvino().Core()
+    core = make_core()
     lacking = [each for each in floor.PRECISIONS if not has_precision(core, each)]
     assert set(found.about["left_out"]) == {f"floor {each}" for each in lacking}
     assert {len(each.rounds) for each in found.measurements.values()} == {2}

@@ -21,7 +21,7 @@ pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[ex
 from uniecs import _core  # noqa: E402
 from uniecs.backends import bert_encoder as reader  # noqa: E402
 from uniecs.backends.bert_encoder import bert_encoder  # noqa: E402
-from uniecs.backends.openvino import FewTokens, encoded, import_openvino  # noqa: E402
+from uniecs.backends.openvino import FewTokens, encoded, make_core  # noqa: E402
 from uniecs.config import MODELS  # noqa: E402
 
 Ids = npt.NDArray[np.int64]
@@ -70,7 +70,7 @@ def test_texts_get_what_torch_gives(instructions: str, compact: bool, tmp_path: 
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """An encoder, and the graph that it is read from, compiled."""
     model = exported(network(2), tmp_path_factory.mktemp("text") / "text.onnx")
-    compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = make_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return bert_encoder(model, 3), compiled
 
 

@@ -11,6 +11,7 @@ import resource
 import runpy
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +165,32 @@ def test_many_threads_use_the_c_interface_under_thread_sanitizer(
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("this kernel's address layout is not known to ThreadSanitizer")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+SIGNAL = """
+import os, runpy, signal, sys, time
+from pathlib import Path
+sdk = runpy.run_path(sys.argv[1])["Sdk"](Path(sys.argv[2]))
+encoders = [sdk.load(Path(sys.argv[3])) for _ in range(2)]
+for each in encoders:
+    sdk.encode(each, [("red bag", None)])
+for each in encoders:
+    sdk.c.uniecs_encoder_free(each)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_signals_arrive_when_encoders_are_freed(cpp_sdk_build: Path, tiny_bundle: Path) -> None:
+    """OpenVINO's stack for signal handlers was freed while in use."""
+    helper = Path(__file__).with_name("cpp_sdk.py")
+    command = [sys.executable, "-c", SIGNAL, helper, cpp_sdk_build / "libuniecs.so", tiny_bundle]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_many_threads_share_an_encoder(sdk: Any, tiny_bundle: Path) -> None:

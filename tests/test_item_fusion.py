@@ -20,7 +20,7 @@ pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[ex
 
 from uniecs import _core  # noqa: E402
 from uniecs.backends.item_fusion import item_fusion  # noqa: E402
-from uniecs.backends.openvino import FewTokens, fused, import_openvino  # noqa: E402
+from uniecs.backends.openvino import FewTokens, fused, make_core  # noqa: E402
 from uniecs.config import MODELS, FusionConfig  # noqa: E402
 
 Floats = npt.NDArray[np.float32]
@@ -80,7 +80,7 @@ def test_items_get_what_torch_gives(instructions: str, compact: bool, tmp_path: 
 def tiny_fusion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """A fusion, and the graph that it is read from, compiled."""
     model = exported(network(2), tmp_path_factory.mktemp("fusion") / "fusion.onnx")
-    compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = make_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return item_fusion(model), compiled
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from uniecs.backends import openvino, openvino_int8
 from uniecs.backends.base import available_backends, create_backend
-from uniecs.backends.openvino import OpenVinoBackend, import_openvino
+from uniecs.backends.openvino import OpenVinoBackend, make_core
 from uniecs.backends.openvino_int8 import quantize
 from uniecs.bundle import Bundle, open_bundle, packaged_bundle, write_manifest
 from uniecs.catalog import Product
@@ -36,7 +36,7 @@ def changed(recipe: Int8Recipe, change: Callable[[QuantizedInput], QuantizedInpu
 
 def kernels(bundle: Bundle, graph: str, inputs: Sequence[QuantizedInput]) -> list[str]:
     """The precision of each matrix product of the compiled graph, as OpenVINO reports what it runs."""
-    core = import_openvino().Core()
+    core = make_core()
     model = core.read_model(bundle.graph_path(graph))
     quantize(model, inputs)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -102,7 +102,7 @@ def test_int8_where_its_sums_overflow_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def int8_cpu() -> None:
-    if not openvino.has_precision(import_openvino().Core(), "int8"):
+    if not openvino.has_precision(make_core(), "int8"):
         pytest.skip("this CPU has no int8 arithmetic for an engine (VNNI): int8 is refused")
 
 
@@ -138,7 +138,7 @@ def recipe(tiny: Bundle, feeds: Any) -> Int8Recipe:
 
 
 def test_calibration_finds_every_matrix_product_with_weights(tiny: Bundle, recipe: Int8Recipe) -> None:
-    core = import_openvino().Core()
+    core = make_core()
     assert set(recipe.graphs) == set(ENCODERS)
     for graph, inputs in recipe.graphs.items():
         nodes = [node for node in core.read_model(tiny.graph_path(graph)).get_ops() if node.get_type_name() == "MatMul"]
@@ -181,7 +181,7 @@ def test_int8_is_near_fp32_and_only_for_the_right_ranges(
 
 def test_scales_leave_the_product_unchanged(tiny: Bundle, recipe: Int8Recipe, feeds: Any) -> None:
     """What the scale takes from the weights it gives to the input: with wide levels only rounding is left."""
-    core, graph = import_openvino().Core(), "text_encoder"
+    core, graph = make_core(), "text_encoder"
     levels = (openvino_int8.INPUT_LEVELS, openvino_int8.WEIGHT_LEVELS)
     model, plain = (core.read_model(tiny.graph_path(graph)) for _ in range(2))
     openvino_int8.INPUT_LEVELS, openvino_int8.WEIGHT_LEVELS = 1 << 20, 1 << 20

@@ -42,12 +42,12 @@ def graphs(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(path: Path) -> Any:
-    return openvino.import_openvino().Core().read_model(path)
+    return openvino.make_core().read_model(path)
 
 
 def outputs(model: Any, batches: tuple[int, ...]) -> list[Floats]:
     """What a model, compiled in float32, makes of random photos, by the name of its output."""
-    compiled = openvino.import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.make_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     rng = np.random.default_rng(0)
     photos = [rng.normal(size=(batch, 3, SIDE, SIDE)).astype(np.float32) for batch in batches]
     return [np.array(compiled({"pixel_values": each})["image_tokens"]) for each in photos]
@@ -119,7 +119,7 @@ def test_other_graphs_are_left_alone(graphs: Path) -> None:
 def test_the_backend_pads_in_low_precisions(
     graphs: Path, tiny_bundle: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core = openvino.import_openvino().Core()
+    core = openvino.make_core()
     if precision != "fp32" and not openvino.has_precision(core, precision):
         pytest.skip(f"this CPU has no {precision}")
     bundle, spare = open_bundle(tiny_bundle), list[int]()

@@ -1,13 +1,14 @@
 """The native index core, tokenizer, image path, text encoder and fusion (sdk/cpp)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 _Rows = npt.NDArray[np.uint64]
 _Floats = npt.NDArray[np.float32]
+_Made = TypeVar("_Made")
 
 class Plan(TypedDict):
     strategy: str
@@ -38,6 +39,7 @@ def pixel_values(
 ) -> None: ...
 def row_instructions() -> list[str]: ...
 def has_byte_products() -> bool: ...
+def keeping_signal_stack(call: Callable[[], _Made]) -> _Made: ...
 
 class ItemFusion:
     MAX_TOKENS: ClassVar[int]

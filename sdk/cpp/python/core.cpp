@@ -18,6 +18,7 @@
 #include "../src/item_fusion.hpp"
 #include "../src/resize.hpp"
 #include "../src/row_kernels.hpp"
+#include "../src/signal_stack.hpp"
 #include "../src/tokenizer.hpp"
 #include "uniecs/graph.hpp"
 
@@ -260,6 +261,13 @@ NB_MODULE(_core, module) {
     module.def(
         "has_byte_products", &uniecs::has_byte_products,
         "Whether an engine's sums of int8 products are right on this CPU: with VNNI, or if it is no x86.");
+    module.def(
+        "keeping_signal_stack",
+        [](const nb::callable& call) {
+            const uniecs::KeptSignalStack kept;
+            return call();
+        },
+        "call"_a, "What `call` gives; this thread's stack for signal handlers stays as it is.");
     module.def("resize", &resize, "image"_a, "width"_a, "height"_a, "instructions"_a = "",
                "whole"_a = nb::none(), "scale"_a = 1);
     module.def("pixel_values", &pixel_values, "image"_a, "out"_a.noconvert(), "mean"_a, "std"_a,

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../src/row_kernels.hpp"
+#include "../src/signal_stack.hpp"
 #include "backend.hpp"
 #include "bert_encoder_model.hpp"
 #include "item_fusion_model.hpp"
@@ -22,6 +23,13 @@ namespace {
 constexpr std::size_t MAX_REQUESTS = 4;
 // Kernels kept for each graph, about four for each shape of input; OpenVINO's 5000 take gigabytes.
 constexpr const char* MAX_PREPARED = "256";
+
+ov::Core made_core() {
+    const KeptSignalStack kept;
+    ov::Core core;
+    core.get_property("CPU", ov::device::capabilities);  // makes the plugin
+    return core;
+}
 
 // One graph, an ONNX file: compiled on first use, run by as many threads at once as there may be requests;
 // more wait.
@@ -251,7 +259,7 @@ class OpenVinoBackend : public Backend {
         return view(kept.data(), tensor.get_shape());
     }
 
-    ov::Core core_;
+    ov::Core core_ = made_core();
     std::size_t embed_dim_;
     unsigned threads_;
     ov::AnyMap config_;

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uniecs._core import BertEncoder, ItemFusion, has_byte_products, row_instructions
+from uniecs._core import BertEncoder, ItemFusion, has_byte_products, keeping_signal_stack, row_instructions
 from uniecs.backends.base import GraphBackend, Inputs, Runner
 from uniecs.backends.bert_encoder import bert_encoder
 from uniecs.backends.compiled_cache import cache_folder, cache_key, read_blob, write_blob
@@ -32,6 +32,7 @@ Few: TypeAlias = Callable[[Inputs], npt.NDArray[Any] | None]
 
 _import_lock = threading.Lock()
 TELEMETRY = "openvino_telemetry"
+CAPABILITIES = "OPTIMIZATION_CAPABILITIES"
 CPUINFO = Path("/proc/cpuinfo")
 MAX_REQUESTS = 4
 """Infer requests of each graph. OpenVINO runs one at a time; each keeps its last tensors, and making them anew for
@@ -69,10 +70,24 @@ def import_openvino() -> Any:
     return openvino
 
 
+def make_core() -> Any:
+    """An OpenVINO `Core` whose CPU plugin is made, which leaves this thread's signal handlers their stack.
+
+    Raises `MissingExtraError`.
+    """
+    openvino = import_openvino()
+
+    def made() -> Any:
+        core = openvino.Core()
+        core.get_property("CPU", CAPABILITIES)  # makes the plugin
+        return core
+
+    return keeping_signal_stack(made)
+
+
 def describe() -> str:
     """Version, device and precisions; raises `MissingExtraError`."""
-    openvino = import_openvino()
-    core = openvino.Core()
+    openvino, core = import_openvino(), make_core()
     precisions = ["fp32", *(each for each in ("bf16", "int8") if has_precision(core, each))]
     return f"{openvino.__version__.split('-')[0]} (cpu: {', '.join(precisions)})"
 
@@ -83,13 +98,13 @@ def has_precision(core: Any, precision: str) -> bool:
     OpenVINO takes int8 for granted with AVX2. But without VNNI it adds up pairs of products in 16 bits, which overflow
     unnoticed (a cosine of .975 in place of .998), and takes longer than in fp32.
     """
-    able = precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = precision.upper() in core.get_property("CPU", CAPABILITIES)
     return able and (precision != "int8" or has_byte_products())
 
 
 def _machine(core: Any) -> dict[str, Any]:
     """What a compiled graph depends on besides the graph and its configuration."""
-    cpu = {name: core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")}
+    cpu = {name: core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", CAPABILITIES)}
     try:
         with CPUINFO.open(encoding="ascii", errors="replace") as lines:
             cpu["flags"] = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -119,7 +134,7 @@ class OpenVinoBackend(GraphBackend):
             )
         if precision == "fp16":
             raise BackendError("the openvino backend runs in fp32 or bf16, not in fp16; use backend='tensorrt'")
-        self._core = import_openvino().Core()
+        self._core = make_core()
         if precision == "bf16" and not has_precision(self._core, "bf16"):
             raise BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision='fp32'")
         self._machine = _machine(self._core)

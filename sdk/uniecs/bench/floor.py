@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from uniecs.backends.openvino import has_precision, import_openvino
+from uniecs.backends.openvino import has_precision, make_core
 
 CHAIN = 4  # products one after the other in a graph, so that what enters and leaves it hardly counts
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -21,10 +21,10 @@ def product_operations(size: int) -> int:
 
 def product(precision: str, size: int, threads: int) -> Callable[[int], object] | None:
     """A call that multiplies (size, size) by `CHAIN` others in OpenVINO; None where the CPU lacks the precision."""
-    openvino = import_openvino()
-    core = openvino.Core()
+    core = make_core()
     if precision != "fp32" and not has_precision(core, precision):
         return None
+    from openvino import Model
     from openvino import opset13 as ops
 
     random = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def product(precision: str, size: int, threads: int) -> Callable[[int], object] 
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,
     }
-    request = core.compile_model(openvino.Model([tensor], [parameter], "product"), "CPU", config).create_infer_request()
+    request = core.compile_model(Model([tensor], [parameter], "product"), "CPU", config).create_infer_request()
     given = random.standard_normal((size, size), dtype=np.float32)
     return lambda number: request.infer({0: given}, share_inputs=True, share_outputs=True)
 

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from uniecs.backends.openvino import import_openvino
+from uniecs.backends.openvino import make_core
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 FLOATS = ("f64", "f32", "f16", "bf16")
@@ -56,7 +56,7 @@ def count_work(path: Path, shapes: Mapping[str, Sequence[int]]) -> Work:
     MatMul, Gemm and convolutions count, as products with a constant or not; element-wise operators do not. Of a table
     of embeddings only the rows that are looked up are weights. OpenVINO reads the file and works out the shapes.
     """
-    model = import_openvino().Core().read_model(path)
+    model = make_core().read_model(path)
     model.reshape({name: list(shape) for name, shape in shapes.items()})
     nodes = model.get_ops()
     ports = [each.get_shape() for each in (*model.inputs, *model.outputs)]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from uniecs.backends.base import Inputs, Tokens, embed_through
 from uniecs.backends.onnxruntime import import_onnxruntime
-from uniecs.backends.openvino import import_openvino
+from uniecs.backends.openvino import make_core
 from uniecs.bundle import GRAPHS, Bundle
 from uniecs.encoder import Encoder
 
@@ -40,7 +40,7 @@ class PlainBackend:
                 path = str(bundle.graph_path(graph))
                 self._runners[graph] = _session(engine.InferenceSession(path, options, ["CPUExecutionProvider"]))
         else:
-            core = import_openvino().Core()
+            core = make_core()
             for graph in GRAPHS:
                 self._runners[graph] = _model(core.compile_model(bundle.graph_path(graph), "CPU"))
 
