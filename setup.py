@@ -1,10 +1,14 @@
 """The one part of the build that pyproject.toml cannot say: the native index core, `uniecs._core` (sdk/cpp)."""
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nanobind
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 NANOBIND = Path(nanobind.__file__).parent
 CORE = Path("sdk/cpp")
@@ -14,7 +18,24 @@ FLAGS = ["/std:c++17", "/O2", "/EHsc"] if sys.platform == "win32" else UNIX_FLAG
 # nanobind's own code casts between Python's structs.
 ALIASING = [] if sys.platform == "win32" else ["-fno-strict-aliasing"]
 
+
+class ParallelBuild(build_ext):
+    """Compiles as many files at once as there are CPUs; setuptools compiles one after another."""
+
+    def build_extensions(self) -> None:
+        compile_one = self.compiler.compile
+
+        def compile_all(sources: list[str], **options: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                made = pool.map(partial(compile_one, **options), ([source] for source in sources))
+                return [path for paths in made for path in paths]
+
+        self.compiler.compile = compile_all
+        super().build_extensions()
+
+
 setup(
+    cmdclass={"build_ext": ParallelBuild},
     ext_modules=[
         Extension(
             "uniecs._core",
@@ -30,5 +51,5 @@ setup(
             extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
             language="c++",
         )
-    ]
+    ],
 )
