@@ -89,7 +89,7 @@ def test_every_weight_counts(tmp_path: Path) -> None:
     arrays: dict[str, Floats] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("uniecs.backends.item_fusion.ItemFusion", lambda found, heads: arrays.update(found))
-        item_fusion(exported(network(3), tmp_path / "fusion.onnx"))
+        item_fusion(exported(network(3, blocks=1), tmp_path / "fusion.onnx"))
     rng = np.random.default_rng(1)
     items = [(tokens(rng, 5), None), (None, tokens(rng, 4)), (tokens(rng, 5), tokens(rng, 4))]
 
@@ -102,7 +102,7 @@ def test_every_weight_counts(tmp_path: Path) -> None:
         changed = array.copy()
         changed[..., -1] += 1  # of keys and values: of a value
         assert np.abs(embeddings(arrays | {name: changed}) - expected).max() > 1e-6, name
-    assert len(arrays) == 2 * 25 + 2 * 14 + 5  # sides, blocks, and what is around them
+    assert len(arrays) == 2 * 25 + 14 + 5  # sides, block, and what is around them
 
 
 @pytest.mark.parametrize(
