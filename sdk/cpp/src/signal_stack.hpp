@@ -11,6 +11,9 @@ namespace uniecs {
 // whatever thread and order. If it is still in use then, the next signal (Ctrl-C) ends the process.
 class KeptSignalStack {
   public:
+    KeptSignalStack(const KeptSignalStack&) = delete;
+    KeptSignalStack& operator=(const KeptSignalStack&) = delete;
+
 #if defined(__linux__)
     KeptSignalStack() : known_(sigaltstack(nullptr, &before_) == 0) {}
     ~KeptSignalStack() {
@@ -26,10 +29,6 @@ class KeptSignalStack {
 #else
     KeptSignalStack() {}  // OpenVINO does so on Linux alone
 #endif
-
-  public:
-    KeptSignalStack(const KeptSignalStack&) = delete;
-    KeptSignalStack& operator=(const KeptSignalStack&) = delete;
 };
 
 }  // namespace uniecs
