@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import runpy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from uniecs.config import MODELS  # noqa: E402
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Made = Callable[[bool], tuple[Any, Any]]
 EPSILON = 1e-3  # so large that another one would be seen
 random = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("random_network.py"))))
 pytestmark = pytest.mark.skipif(not _core.row_instructions(), reason="BertEncoder needs AVX2")
@@ -37,8 +39,17 @@ def network(seed: int, **changes: Any) -> Any:
     return random.network(dataclasses.replace(tiny, embed_dim=32, text=text), "text_encoder", seed)
 
 
-def exported(model: Any, path: Path, compact: bool = False) -> Any:
-    return random.exported(model, "text_encoder", path, compact)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A network, in compact weights or not, and its graph; exported once, which takes seconds."""
+
+    @cache
+    def one(compact: bool) -> tuple[Any, Any]:
+        model = network(1)
+        path = tmp_path_factory.mktemp("text") / "text.onnx"
+        return model, random.exported(model, "text_encoder", path, compact)
+
+    return one
 
 
 def texts(rng: np.random.Generator, counts: list[int]) -> tuple[Ids, Ids]:
@@ -49,11 +60,10 @@ def texts(rng: np.random.Generator, counts: list[int]) -> tuple[Ids, Ids]:
 
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("instructions", _core.row_instructions())
-def test_texts_get_what_torch_gives(instructions: str, compact: bool, tmp_path: Path, monkeypatch: Any) -> None:
-    made = partial(_core.BertEncoder, instructions=instructions)
-    monkeypatch.setattr(reader, "BertEncoder", made)
-    model = network(1)
-    encoder = bert_encoder(exported(model, tmp_path / "text.onnx", compact), 2)
+def test_texts_get_what_torch_gives(instructions: str, compact: bool, made: Made, monkeypatch: Any) -> None:
+    monkeypatch.setattr(reader, "BertEncoder", partial(_core.BertEncoder, instructions=instructions))
+    model, graph = made(compact)
+    encoder = bert_encoder(graph, 2)
     assert encoder is not None
     rng = np.random.default_rng(0)
     for counts in ([1], [7], [16], [3, 1, 5], [8, 8]):
@@ -67,14 +77,13 @@ def test_texts_get_what_torch_gives(instructions: str, compact: bool, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def tiny_encoder(made: Made) -> tuple[Any, Any]:
     """An encoder, and the graph that it is read from, compiled."""
-    model = exported(network(2), tmp_path_factory.mktemp("text") / "text.onnx")
-    compiled = make_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return bert_encoder(model, 3), compiled
+    _, graph = made(False)
+    return bert_encoder(graph, 3), make_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def test_every_weight_counts(tmp_path: Path) -> None:
+def test_every_weight_counts(made: Made) -> None:
     """Each array that an encoder has, changed, changes some token; but for the keys' bias, which softmax drops."""
     arrays: dict[str, Floats] = {}
 
@@ -89,7 +98,7 @@ def test_every_weight_counts(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "BertEncoder", kept)
-        bert_encoder(exported(network(3, layers=1), tmp_path / "text.onnx"), 1)
+        bert_encoder(made(False)[1], 1)
     ids, mask = texts(np.random.default_rng(1), [6, 9])
 
     def tokens(given: dict[str, Floats], epsilon: float = EPSILON) -> Floats:
@@ -104,7 +113,7 @@ def test_every_weight_counts(tmp_path: Path) -> None:
         changed[..., -1] += 1
         moved = np.abs(tokens(arrays | {name: changed}) - expected).max()
         assert (moved < 1e-5) if name.endswith("key.bias") else (moved > 1e-5), name
-    assert len(arrays) == 16 + 5 + 2  # layer, embeddings, projection
+    assert len(arrays) == 2 * 16 + 5 + 2  # layers, embeddings, projection
     assert np.abs(tokens(arrays, 1e-12) - expected).max() > 1e-5
 
 
@@ -120,7 +129,8 @@ def test_every_weight_counts(tmp_path: Path) -> None:
     ids=lambda each: str(each),
 )
 def test_other_encoders_are_left_to_the_graph(changes: dict[str, Any], tmp_path: Path) -> None:
-    assert bert_encoder(exported(network(0, layers=1, **changes), tmp_path / "text.onnx"), 1) is None
+    graph = random.exported(network(0, layers=1, **changes), "text_encoder", tmp_path / "text.onnx", compact=False)
+    assert bert_encoder(graph, 1) is None
 
 
 def test_what_does_not_fit_is_an_error(tiny_encoder: tuple[Any, Any]) -> None:

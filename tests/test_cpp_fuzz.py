@@ -19,7 +19,8 @@ FUZZERS = {
 
 
 @pytest.fixture(scope="module")
-def fuzzers(cpp_build: Callable[..., Path]) -> Path:
+def fuzzers(sanitized_build: Callable[[str], Path], cpp_build: Callable[..., Path]) -> Path:
+    sanitized_build("address,undefined")  # first: ccache then has most of what both need
     # With libFuzzer where the compiler is clang, else with fuzz/replay.cpp: both run files that they are given.
     return cpp_build("-DUNIECS_FUZZ=ON", "-DBUILD_TESTING=OFF")
 

@@ -6,7 +6,7 @@ import dataclasses
 import runpy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from uniecs.backends.openvino import FewTokens, fused, make_core  # noqa: E402
 from uniecs.config import MODELS, FusionConfig  # noqa: E402
 
 Floats = npt.NDArray[np.float32]
+Made = Callable[[bool], tuple[Any, Any]]
 DIM = 64
 random = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("random_network.py"))))
 pytestmark = pytest.mark.skipif(not _core.row_instructions(), reason="ItemFusion needs AVX2")
@@ -34,8 +35,17 @@ def network(seed: int, **changes: Any) -> Any:
     return random.network(dataclasses.replace(MODELS["tiny"], embed_dim=DIM, fusion=fusion), "fusion", seed)
 
 
-def exported(model: Any, path: Path, compact: bool = False) -> Any:
-    return random.exported(model, "fusion", path, compact)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A network, in compact weights or not, and its graph; exported once, which takes seconds."""
+
+    @cache
+    def one(compact: bool) -> tuple[Any, Any]:
+        model = network(1)
+        path = tmp_path_factory.mktemp("fusion") / "fusion.onnx"
+        return model, random.exported(model, "fusion", path, compact)
+
+    return one
 
 
 def feed(image: Floats | None, text: Floats | None, seen: int = 0) -> dict[str, npt.NDArray[Any]]:
@@ -57,15 +67,10 @@ def tokens(rng: np.random.Generator, count: int) -> Floats | None:
 
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("instructions", _core.row_instructions())
-def test_items_get_what_torch_gives(instructions: str, compact: bool, tmp_path: Path, monkeypatch: Any) -> None:
-    made: list[Any] = []
-    original = _core.ItemFusion
-    monkeypatch.setattr(
-        "uniecs.backends.item_fusion.ItemFusion",
-        lambda arrays, heads: made.append(original(arrays, heads, instructions)) or made[0],
-    )
-    model = network(1)
-    fusion = item_fusion(exported(model, tmp_path / "fusion.onnx", compact))
+def test_items_get_what_torch_gives(instructions: str, compact: bool, made: Made, monkeypatch: Any) -> None:
+    monkeypatch.setattr("uniecs.backends.item_fusion.ItemFusion", partial(_core.ItemFusion, instructions=instructions))
+    model, graph = made(compact)
+    fusion = item_fusion(graph)
     assert fusion is not None
     rng = np.random.default_rng(0)
     for images, texts in ((0, 1), (0, 7), (0, 33), (1, 0), (12, 0), (65, 0), (12, 1), (3, 40), (1, 1)):
@@ -77,19 +82,18 @@ def test_items_get_what_torch_gives(instructions: str, compact: bool, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def tiny_fusion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def tiny_fusion(made: Made) -> tuple[Any, Any]:
     """A fusion, and the graph that it is read from, compiled."""
-    model = exported(network(2), tmp_path_factory.mktemp("fusion") / "fusion.onnx")
-    compiled = make_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return item_fusion(model), compiled
+    _, graph = made(False)
+    return item_fusion(graph), make_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def test_every_weight_counts(tmp_path: Path) -> None:
+def test_every_weight_counts(made: Made) -> None:
     """Each array that a network has, changed, changes some embedding; but for the keys' bias, which softmax drops."""
     arrays: dict[str, Floats] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("uniecs.backends.item_fusion.ItemFusion", lambda found, heads: arrays.update(found))
-        item_fusion(exported(network(3, blocks=1), tmp_path / "fusion.onnx"))
+        item_fusion(made(False)[1])
     rng = np.random.default_rng(1)
     items = [(tokens(rng, 5), None), (None, tokens(rng, 4)), (tokens(rng, 5), tokens(rng, 4))]
 
@@ -102,7 +106,7 @@ def test_every_weight_counts(tmp_path: Path) -> None:
         changed = array.copy()
         changed[..., -1] += 1  # of keys and values: of a value
         assert np.abs(embeddings(arrays | {name: changed}) - expected).max() > 1e-6, name
-    assert len(arrays) == 2 * 25 + 14 + 5  # sides, block, and what is around them
+    assert len(arrays) == 2 * 25 + 2 * 14 + 5  # sides, blocks, and what is around them
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,8 @@ def test_every_weight_counts(tmp_path: Path) -> None:
     ids=lambda each: str(each),
 )
 def test_other_fusions_are_left_to_the_graph(changes: dict[str, Any], tmp_path: Path) -> None:
-    assert item_fusion(exported(network(0, blocks=1, **changes), tmp_path / "fusion.onnx")) is None
+    graph = random.exported(network(0, blocks=1, **changes), "fusion", tmp_path / "fusion.onnx", compact=False)
+    assert item_fusion(graph) is None
 
 
 def test_what_does_not_fit_is_an_error(tiny_fusion: tuple[Any, Any]) -> None:
