@@ -7,9 +7,9 @@
 GB). Each peer embeds the same texts and photos as its documentation shows, with weights of the same
 sizes, and is set up as it recommends; what is not alike stands in the notes. Each round gives every peer one turn, in
 another order, after two rounds of warm-up. A figure is the median over rounds, its spread the quartiles; a ratio is the
-peer's median over ours, its interval (95 %) Student's t on the logarithms of the rounds' ratios, which fewer than three
-rounds have not. A peer that cannot be imported is a row that says why. All workers stay loaded: expect some 16 GB with
-base (an estimate).
+geometric mean of the rounds' ratios of the peer to ours, its interval (95 %) Student's t on their logarithms, which
+fewer than three rounds have not. A peer that cannot be imported is a row that says why. All workers stay loaded: expect
+some 16 GB with base (an estimate).
 
 Needs `uniecs[train,export,bench,peers]`, and for the peers that are no part of it, each in a folder of its own:
 
@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -162,10 +163,9 @@ def _rotated(names: list[str], turn: int) -> list[str]:
 
 
 def ratio(peer: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Median of the peer over ours, and the 95 % interval of the rounds' ratios; None of a few rounds."""
+    """Geometric mean of the rounds' ratios of the peer to ours, and its 95 % interval; None of a few rounds."""
     rounds = [one / other for one, other in zip(peer, ours, strict=True)]
-    found = float(np.median(peer) / np.median(ours))
-    return found, interval(rounds) if len(rounds) >= LEAST_ROUNDS else None
+    return geometric_mean(rounds), interval(rounds) if len(rounds) >= LEAST_ROUNDS else None
 
 
 def rows_of(

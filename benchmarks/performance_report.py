@@ -24,7 +24,7 @@ from uniecs.bench.plots import BarChart, breakdown, fractions, peer_ratios
 from uniecs.bench.run import read_results
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("peers", "peers-mini", "avx2-peers")
+PEERS = ("peers", "peers-mini", "avx2-peers", "avx2-peers-mini")
 CONTENDERS = ("fp32", "bf16", "int8", "index")
 COLOURS = ("#2f6bd8", "#d9622b", "#1f9268", "#8a4fc7", "#b8860b", "#0e8fa8", "#c2326f", "#7a8494")
 """Of the report, where it is light."""
