@@ -268,7 +268,7 @@ def test_a_search_ends_early_unless_its_breadth_is_given() -> None:
     for removed, there in ((NONE, rows), (gone, left)):
         graph.apply(removed, NONE, np.zeros((0, DIM), np.float32), 1)
         compared = np.zeros(2)
-        for k in (1, 10):
+        for k in (1, 10, 20, 40):
             true = nearest(queries, vectors[there.astype(np.int64) - 1], there, k)
             found = [graph.search(query[np.newaxis], k) for query in queries]
             assert {plan["strategy"] for _, _, plan in found} == {"graph"}
@@ -278,7 +278,8 @@ def test_a_search_ends_early_unless_its_breadth_is_given() -> None:
                 for query, (_, _, plan) in zip(queries, found, strict=True)
             ]
             compared += [sum(plan["compared"] for _, _, plan in each) for each in (found, whole)]
-        assert compared[0] < 0.97 * compared[1] if removed is NONE else compared[0] <= compared[1]
+        # Of a breadth of 48 some .98 is compared.
+        assert compared[0] < 0.99 * compared[1] if removed is NONE else compared[0] <= compared[1]
 
 
 def test_a_search_ends_where_all_the_rest_is_far_off() -> None:

@@ -9,10 +9,10 @@ namespace uniecs {
 namespace {
 
 // All by measurement (benchmarks/index.py), for a recall@10 above 0.95 on its catalogues.
-constexpr std::size_t DEFAULT_EF = 128;
-// A search of that breadth ends once this part of it was expanded in vain: recall falls by .000 to .005, and
-// .65 to .97 is compared. In vain: none came to the nearest 2 k, at least 20, some of which may be removed
-// ones. Where only what passes is kept, the nearest k, at least 10, tell how far to go.
+constexpr std::size_t LEAST_EF = 48, ENOUGH_EF = 128;  // without a filter: for k up to 10, for large ones
+// Such a search ends once this part of its breadth was expanded in vain: of one of 128 recall falls by .000
+// to .005, and .65 to .97 is compared. In vain: none came to the nearest 2 k, at least 20, some of which may
+// be removed ones. Where only what passes is kept, the nearest k, at least 10, tell how far to go.
 constexpr std::size_t CALM = 2, LEAST_CALM = 20, LEAST_KEPT = 10;
 // The least squared distance that tells how far to go: codes do not tell nearer ones apart.
 constexpr float CLOSEST = 0.02f;
@@ -483,8 +483,10 @@ Plan Graph::Impl::plan(std::size_t k, const SearchOptions& options, std::size_t 
     if (options.ef) {
         plan.ef = plan.narrow_ef = plan.close_ef = std::max(options.ef, k);
     } else if (!options.filter) {
-        plan.ef = plan.narrow_ef = std::max({DEFAULT_EF, 2 * k, limits.breadths[0].any});
-        plan.close_ef = std::max({DEFAULT_EF, 2 * k, limits.breadths[0].close});
+        const std::size_t least =
+            std::max(std::min(ENOUGH_EF, LEAST_EF * std::max<std::size_t>(k, 10) / 10), 2 * k);
+        plan.ef = plan.narrow_ef = std::max(least, limits.breadths[0].any);
+        plan.close_ef = std::max(least, limits.breadths[0].close);
     } else {
         const double sparse = std::clamp(1 + SPARSE * (SPARSE_SHARE / share - 1), 1.0, SPARSE_MOST);
         const auto narrow = [&](std::size_t Breadth::* of) {
