@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import runpy
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -28,6 +30,7 @@ from uniecs.config import MODELS  # noqa: E402
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Made = Callable[[bool], tuple[Any, Any]]
+TASKS = Path("/proc/self/task")
 EPSILON = 1e-3  # so large that another one would be seen
 random = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("random_network.py"))))
 pytestmark = pytest.mark.skipif(not _core.row_instructions(), reason="BertEncoder needs AVX2")
@@ -35,7 +38,7 @@ pytestmark = pytest.mark.skipif(not _core.row_instructions(), reason="BertEncode
 
 def network(seed: int, **changes: Any) -> Any:
     tiny = MODELS["tiny"]
-    text = dataclasses.replace(tiny.text, **({"hidden": 64, "heads": 2, "layer_norm_eps": EPSILON} | changes))
+    text = dataclasses.replace(tiny.text, **({"hidden": 128, "heads": 4, "layer_norm_eps": EPSILON} | changes))
     return random.network(dataclasses.replace(tiny, embed_dim=32, text=text), "text_encoder", seed)
 
 
@@ -78,7 +81,7 @@ def test_texts_get_what_torch_gives(instructions: str, compact: bool, made: Made
 
 @pytest.fixture(scope="module")
 def tiny_encoder(made: Made) -> tuple[Any, Any]:
-    """An encoder, and the graph that it is read from, compiled."""
+    """An encoder of two threads (as many as its width keeps busy), and the graph that it is read from, compiled."""
     _, graph = made(False)
     return bert_encoder(graph, 3), make_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
@@ -123,7 +126,7 @@ def test_every_weight_counts(made: Made) -> None:
         {"activation": "gelu_new"},
         {"activation": "relu"},
         {"activation": "quick_gelu"},
-        {"heads": 4},
+        {"heads": 8},
         {"intermediate": 80},
     ],
     ids=lambda each: str(each),
@@ -205,3 +208,36 @@ def test_a_forked_process_goes_on(tiny_encoder: tuple[Any, Any]) -> None:
     for _ in range(3):
         np.testing.assert_array_equal(answers.get(), expected)
     np.testing.assert_array_equal(encoder.encode(*given), expected)
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="needs fork, and /proc to count threads")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_forked_amid_other_calls_has_its_threads(tiny_encoder: tuple[Any, Any]) -> None:
+    """Calls of its parent's other threads, cut off in it, neither count nor keep what they had locked."""
+    encoder, _ = tiny_encoder
+    given = texts(np.random.default_rng(0), [16])
+    assert encoder.encode(*given) is not None
+    ended = threading.Event()
+
+    def call() -> None:
+        while not ended.is_set():
+            encoder.encode(*given)
+
+    def child() -> None:
+        encoder.encode(*given)
+        sys.exit(len(list(TASKS.iterdir())) - 2)  # one helps
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for each in callers:
+        each.start()
+    codes = []
+    for _ in range(40):
+        forked = multiprocessing.get_context("fork").Process(target=child)
+        forked.start()
+        forked.join(10)
+        forked.kill()
+        codes.append(forked.exitcode)
+    ended.set()
+    for each in callers:
+        each.join()
+    assert codes == [0] * len(codes)

@@ -107,6 +107,15 @@ class Helpers {
 
     bool of_this_process() const { return process_ == process_id(); }
 
+    // A call that is under way, the `number`-th of them. Counted here, as those of the process that this one
+    // was forked from never end.
+    struct Call {
+        explicit Call(Helpers& helpers) : calls(helpers.under_way_) {}
+        ~Call() { --calls; }
+        std::atomic<std::size_t>& calls;
+        const std::size_t number = ++calls;
+    };
+
     void call(const std::shared_ptr<Steps>& steps, std::size_t wanted) {
         if (threads_.empty()) return;
         {
@@ -132,6 +141,7 @@ class Helpers {
     }
 
     const unsigned process_ = process_id();
+    std::atomic<std::size_t> under_way_{0};
     std::mutex mutex_;
     std::condition_variable called_;
     std::deque<std::shared_ptr<Steps>> calls_;
@@ -153,20 +163,16 @@ class Crew {
     // use(each, threads), where each(parts, work) is Steps::each and its `thread` is below `threads`.
     template <typename Use>
     void share(Use use) {
-        const Call call{calls_};
+        Helpers& others = helpers();
+        const Helpers::Call call(others);
         const std::size_t threads = threads_ / call.number;
         const auto steps = std::make_shared<Steps>();
         const Ended ended{*steps};
-        if (threads > 1) helpers().call(steps, threads - 1);
+        if (threads > 1) others.call(steps, threads - 1);
         use(*steps, threads > 1 ? threads : 1);
     }
 
   private:
-    struct Call {
-        std::atomic<std::size_t>& calls;
-        std::size_t number = ++calls;
-        ~Call() { --calls; }
-    };
     struct Ended {
         Steps& steps;
         ~Ended() { steps.end(); }
@@ -183,7 +189,6 @@ class Crew {
     }
 
     std::size_t threads_;
-    std::atomic<std::size_t> calls_{0};
     std::atomic<Helpers*> helpers_{nullptr};
 };
 

@@ -62,15 +62,16 @@ class Source {
 };
 
 // Room for what is computed on the way, some megabytes for a photo: lent from call to call, as making it anew
-// costs page faults, and not kept by each thread, as a service may have hundreds.
+// costs page faults, and not kept by each thread, as a service may have hundreds. Nobody waits for the mutex:
+// in a process that was forked while a thread had it, it stays locked.
 class Rooms {
   public:
     class Lent {
       public:
         Lent(Rooms& rooms, std::size_t floats) : rooms_(rooms) {
             {
-                const std::lock_guard<std::mutex> lock(rooms_.mutex_);
-                if (!rooms_.idle_.empty()) {
+                const std::unique_lock<std::mutex> lock(rooms_.mutex_, std::try_to_lock);
+                if (lock && !rooms_.idle_.empty()) {
                     room_ = std::move(rooms_.idle_.back());
                     rooms_.idle_.pop_back();
                 }
@@ -78,8 +79,8 @@ class Rooms {
             if (room_.size() < floats) room_.resize(floats);
         }
         ~Lent() {
-            const std::lock_guard<std::mutex> lock(rooms_.mutex_);
-            if (rooms_.idle_.size() < KEPT) rooms_.idle_.push_back(std::move(room_));
+            const std::unique_lock<std::mutex> lock(rooms_.mutex_, std::try_to_lock);
+            if (lock && rooms_.idle_.size() < KEPT) rooms_.idle_.push_back(std::move(room_));
         }
         Lent(const Lent&) = delete;
         Lent& operator=(const Lent&) = delete;
