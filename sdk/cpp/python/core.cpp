@@ -10,8 +10,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <optional>
+#include <thread>
 
 #include "../src/bert_encoder.hpp"
 #include "../src/distance.hpp"
@@ -26,6 +28,25 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
+
+// What runs without the GIL. Before Python 3.14 a thread that asks for it again while the interpreter ends is
+// unwound, which nanobind's functions answer by aborting the process: it waits here for the end instead.
+class WithoutGil {
+  public:
+    WithoutGil() : state_(PyEval_SaveThread()) {}
+    ~WithoutGil() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+        }
+    }
+    WithoutGil(const WithoutGil&) = delete;
+    WithoutGil& operator=(const WithoutGil&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
 
 using uniecs::Graph;
 using uniecs::Row;
@@ -97,7 +118,7 @@ nb::tuple search(const Graph& graph, const Floats& queries, std::size_t k, const
     options.strategy = forced ? &*forced : nullptr;
     std::vector<uniecs::Hits> hits;
     {
-        nb::gil_scoped_release release;
+        WithoutGil release;
         hits = graph.search_batch(floats_of(queries), k, options, threads);
     }
     std::size_t most = 0;
@@ -123,7 +144,7 @@ std::optional<Numpy<float>> vector(const Graph& graph, Row row) {
 
 nb::dict stats(const Graph& graph) {
     const uniecs::GraphStats found = [&] {
-        nb::gil_scoped_release release;  // it waits for a change or a save under way
+        WithoutGil release;  // it waits for a change or a save under way
         return graph.stats();
     }();
     nb::dict made;
@@ -149,7 +170,7 @@ std::vector<std::vector<uniecs::TokenId>> encode_batch(const uniecs::Tokenizer& 
         if (!text) throw nb::python_error();
         views.emplace_back(text, static_cast<std::size_t>(bytes));
     }
-    nb::gil_scoped_release release;
+    WithoutGil release;
     std::vector<std::vector<uniecs::TokenId>> ids;
     ids.reserve(views.size());
     for (std::string_view text : views) ids.push_back(self.encode(text));
@@ -175,7 +196,7 @@ void pixel_values(const Image& image, const Pixels& out, const std::array<double
     if (out.shape(0) != 3 || out.size() == 0 || out.shape(1) > MOST || out.shape(2) > MOST)
         throw std::invalid_argument("out is not (3, height_px, width_px)");
     const int height_px = static_cast<int>(out.shape(1)), width_px = static_cast<int>(out.shape(2));
-    nb::gil_scoped_release release;
+    WithoutGil release;
     uniecs::pixel_values(picture, {height_px, width_px, mean, std}, {out.data(), out.size()});
 }
 
@@ -184,7 +205,7 @@ Numpy<std::uint8_t> resize(const Image& image, int width, int height, const std:
     const auto picture = picture_of(image, whole, scale);
     std::vector<std::uint8_t> made;
     {
-        nb::gil_scoped_release release;
+        WithoutGil release;
         made = uniecs::resize(picture, {width, height}, instructions);
     }
     return numpy(std::move(made), {static_cast<std::size_t>(height), static_cast<std::size_t>(width), 3});
@@ -221,7 +242,7 @@ std::optional<Numpy<float>> encode(const uniecs::BertEncoder& self, const Ids& i
     std::vector<float> tokens;
     bool done = false;
     {
-        nb::gil_scoped_release release;
+        WithoutGil release;
         done = self.encode(ids.data(), mask.data(), texts, length, tokens);
     }
     if (!done) return std::nullopt;
@@ -241,7 +262,7 @@ Numpy<float> embed(const uniecs::ItemFusion& self, const std::optional<Floats>& 
                text_tokens = token_rows(text, self.embed_dim());
     std::vector<float> made(self.embed_dim());
     {
-        nb::gil_scoped_release release;
+        WithoutGil release;
         self.embed(image_tokens, text_tokens, made.data());
     }
     return numpy(std::move(made));
@@ -336,7 +357,7 @@ NB_MODULE(_core, module) {
                 uniecs::SnapshotInfo info;
                 const uniecs::GraphConfig config{dim, M, ef_construction, storage_named(storage)};
                 auto loaded = [&] {
-                    nb::gil_scoped_release release;
+                    WithoutGil release;
                     return Graph::load(path, config, model_id, &info);
                 }();
                 return nb::make_tuple(nb::cast(std::move(loaded)), info.sequence, info.last_row);
@@ -346,7 +367,7 @@ NB_MODULE(_core, module) {
             "save",
             [](const Graph& self, const std::string& path, const std::string& model_id,
                std::uint64_t sequence, Row last_row) { self.save(path, {model_id, sequence, last_row}); },
-            "path"_a, "model_id"_a, "sequence"_a, "last_row"_a, nb::call_guard<nb::gil_scoped_release>())
+            "path"_a, "model_id"_a, "sequence"_a, "last_row"_a, nb::call_guard<WithoutGil>())
         .def("__len__", &Graph::size)
         .def("__contains__", &Graph::contains, "row"_a)
         .def("rows", [](const Graph& self) { return numpy(self.rows()); })
@@ -354,11 +375,11 @@ NB_MODULE(_core, module) {
             "apply",
             [](Graph& self, const RowArray& removed, const RowArray& rows, const Floats& vectors,
                unsigned threads) {
-                nb::gil_scoped_release release;
+                WithoutGil release;
                 self.apply(rows_of(removed), rows_of(rows), floats_of(vectors), threads);
             },
             "removed"_a, "rows"_a, "vectors"_a, "threads"_a)
-        .def("repair", &Graph::repair, "threads"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("repair", &Graph::repair, "threads"_a, nb::call_guard<WithoutGil>())
         .def("search", &search, "queries"_a, "k"_a, "filter"_a = nullptr, "matching"_a = nb::none(),
              "ef"_a = 0, "strategy"_a = nb::none(), "threads"_a = 1)
         .def("vector", &vector, "row"_a)
