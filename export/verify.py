@@ -69,6 +69,16 @@ def compare(actual: Floats, expected: Floats) -> Agreement:
     return Agreement(float(cosine.min()), float(np.abs(a - b).max()), float(norm_error.max()))
 
 
+def tokens_read(actual: Floats, expected: Floats, mask: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+    """The text tokens of both but for padding: masked wherever it is read, it must be numbers, not the same ones.
+
+    Where `actual` has another shape or is not finite, both as they are: they agree with nothing.
+    """
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return actual, expected
+    return actual[mask != 0], expected[mask != 0]
+
+
 @dataclass(frozen=True)
 class VerifyRow:
     """One check: `loss` is 1 - the least cosine, or 1 - the overlap of neighbours, and may be `limit` at most.
@@ -196,12 +206,7 @@ def _verify_graphs(runner: Backend, golden: Arrays) -> Iterator[VerifyRow]:
     image_tokens = runner.run("image_encoder", {"pixel_values": golden["pixel_values"]})
     yield _row(runner, "image_encoder", image_tokens, golden["image_tokens"])
     text_tokens = runner.run("text_encoder", {name: golden[name] for name in ("input_ids", "attention_mask")})
-    expected = golden["text_tokens"]
-    # Padding is masked wherever its tokens are read: they must be numbers, not the same ones.
-    if text_tokens.shape == expected.shape and np.isfinite(text_tokens).all():
-        read = golden["attention_mask"] != 0
-        text_tokens, expected = text_tokens[read], expected[read]
-    yield _row(runner, "text_encoder", text_tokens, expected)
+    yield _row(runner, "text_encoder", *tokens_read(text_tokens, golden["text_tokens"], golden["attention_mask"]))
     yield _row(runner, "fusion", runner.run("fusion", _fusion_feed(golden)), golden["embedding"])
 
 

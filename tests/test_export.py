@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from uniecs.config import (  # noqa: E402
 from uniecs.errors import BundleError, CatalogError, CheckpointError, ConfigError, ParityError  # noqa: E402
 from uniecs.export import bundle_export  # noqa: E402
 from uniecs.export.attention import simplify_attention  # noqa: E402
-from uniecs.export.bundle_export import export_bundle, parity_feeds  # noqa: E402
+from uniecs.export.bundle_export import check_parity, export_bundle, parity_feeds  # noqa: E402
 from uniecs.export.golden import ROWS, draw_picture  # noqa: E402
 from uniecs.export.graphs import export_graph, graph_specs  # noqa: E402
 from uniecs.export.weights import round_weights  # noqa: E402
@@ -351,6 +352,33 @@ def test_a_graph_that_differs_from_torch_leaves_nothing(
     with pytest.raises(ParityError, match="image_encoder differs from torch"):
         export_bundle(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("padding", "tokens", "agrees"), [(0.0, 1.0, True), (math.nan, 1.0, False), (0.0, 0.9, False)])
+def test_padding_may_differ_from_torch(
+    padding: float,
+    tokens: float,
+    agrees: bool,
+    tiny_bundle: Path,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`BertEncoder`, which takes the text encoders of `mini` and `base` but not that of `tiny`, leaves it zero."""
+    model = load_checkpoint(tiny_checkpoint).model
+    round_weights(model)
+
+    class Backend:
+        name = "openvino"
+
+        def run(self, graph: str, feed: dict[str, Any]) -> Any:
+            with torch.inference_mode():
+                output = getattr(model, graph)(*map(torch.from_numpy, feed.values())).numpy()
+            return np.where(feed["attention_mask"][..., None] != 0, output * np.float32(tokens), np.float32(padding))
+
+    monkeypatch.setattr(bundle_export, "GRAPHS", ("text_encoder",))
+    monkeypatch.setattr(bundle_export, "create_backend", lambda *_, **__: Backend())
+    with nullcontext() if agrees else pytest.raises(ParityError, match="text_encoder differs from torch"):
+        check_parity(model, open_bundle(tiny_bundle))
 
 
 @pytest.mark.parametrize(("value", "message"), [(1e6, "beyond float16"), (math.nan, "NaN")])
