@@ -526,6 +526,10 @@ def test_bad_configurations_are_refused(tmp_path: Path, config: TrainConfig) -> 
     ):
         with pytest.raises(ConfigError, match=f"{name} is {value}; expected 0 or more"):
             OptimizerSettings(steps=1, **{name: value})
+    for name in ("learning_rate", "text_lr_scale", "weight_decay"):
+        with pytest.raises(ConfigError, match="expected finite numbers"):
+            OptimizerSettings(steps=1, **{name: math.inf})
+    assert OptimizerSettings(steps=1, clip_norm=math.inf)  # gradients are not clipped
     with pytest.raises(ConfigError, match="seed is -1; expected 0 or more"):
         replace(config, seed=-1)
     with pytest.raises(ConfigError, match="expected less than 2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field, replace
 from glob import escape
@@ -153,6 +154,9 @@ class OptimizerSettings(StrictConfig):
             micro_products=1 if self.micro_products is None else self.micro_products,
         )
         _not_negative(text_lr_scale=self.text_lr_scale, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        rates = (self.learning_rate, self.text_lr_scale, self.weight_decay)
+        if not all(map(math.isfinite, rates)):  # the weights would be NaN after one step
+            raise ConfigError(f"learning_rate, text_lr_scale and weight_decay are {rates}; expected finite numbers")
         if self.batch_pairs < 2:
             raise ConfigError(f"batch_pairs is {self.batch_pairs}; expected at least 2")
         if not self.losses or len(set(self.losses)) < len(self.losses):
