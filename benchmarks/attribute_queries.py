@@ -45,6 +45,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the .csv to write")
     options = parser.parse_args()
+    try:
+        write(options)
+    except (uniecs.UniecsError, OSError) as error:
+        raise SystemExit(f"attribute_queries: error: {error}") from error
+
+
+def write(options: argparse.Namespace) -> None:
+    """Derive the queries and write them."""
     products, _ = read_products(options.catalog)
     complete = [product for product in products.values() if product.title and product.image is not None]
     rows = derive(complete, options.columns, options.each, options.seed)

@@ -194,8 +194,11 @@ def test_the_command_line_evaluates_queries(
         main(["eval", str(tiny_checkpoint), "--catalog", str(catalog), "--queries", queries, "--pairs", queries])
 
 
+ATTRIBUTE_QUERIES = str(Path(__file__).parents[1] / "benchmarks" / "attribute_queries.py")
+
+
 def test_queries_are_derived_from_attributes() -> None:
-    derive = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "attribute_queries.py"))["derive"]
+    derive = runpy.run_path(ATTRIBUTE_QUERIES)["derive"]
     products = [
         Product(str(i), "t", b"", {"colour": colour, "kind": "Shirts"} if colour else {"kind": "Shirts"})
         for i, colour in enumerate(("Red", "Blue", None))
@@ -204,3 +207,14 @@ def test_queries_are_derived_from_attributes() -> None:
     assert set(rows) == {("red shirts", "0"), ("shirts", "0"), ("blue shirts", "1"), ("shirts", "1")}
     assert len(rows) == 4
     assert rows == derive(products, ["colour", "kind"], each=20, seed=0)
+
+
+@pytest.mark.parametrize(("catalog", "out"), [("none.csv", "q.csv"), ("p.csv", "none/q.csv")])
+def test_files_that_cannot_be_used_are_one_line(
+    catalog: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.csv").write_text("id,title,image,colour\na,shirt,a.png,Red\n")
+    arguments = [str(tmp_path / catalog), "--columns", "colour", "--out", str(tmp_path / out)]
+    monkeypatch.setattr("sys.argv", ["attribute_queries.py", *arguments])
+    with pytest.raises(SystemExit, match=r"^attribute_queries: error: .*none"):
+        runpy.run_path(ATTRIBUTE_QUERIES)["main"]()
