@@ -26,6 +26,7 @@ from uniecs.trainer.mining import (  # noqa: E402
     leak_groups,
     mine,
     read_clicks,
+    refuse_existing,
     split,
     write_pairs,
 )
@@ -204,6 +205,18 @@ def test_the_benchmarks_layout_is_written(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="already holds"):
         write_pairs(tmp_path / "out", result, products)
     assert "train pairs" in format_report(result)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from uniecs.cli import main
+
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "new" / "out"
+    assert main(["pairs", "no-such-log.csv", "--catalog", "no-such-catalogue.csv", "--out", str(out)]) == 1
+    assert f"{out} cannot be written" in capsys.readouterr().err
+    refuse_existing(tmp_path / "new" / "out")  # which can be made
 
 
 def test_the_command_line_mines_with_a_checkpoint_and_a_bundle(

@@ -300,7 +300,10 @@ def test_quantize_refuses_what_loses_recall(
 
 @pytest.mark.usefixtures("any_cpu")
 def test_mistakes_are_told_before_the_calibration(
-    tiny: Bundle, products: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+    tiny: Bundle,
+    products: tuple[Path, Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from uniecs.export import quantize as quantization
 
@@ -313,6 +316,8 @@ def test_mistakes_are_told_before_the_calibration(
     monkeypatch.setattr(openvino, "has_byte_products", lambda: False)
     with pytest.raises(BackendError, match="VNNI"):
         quantization.try_int8(tiny, calibration, catalog, pairs)
+    assert quantize_command(tiny.path, catalog / "out", products) == 1
+    assert f"{catalog / 'out'} cannot be written" in capsys.readouterr().err
 
 
 def test_there_must_be_products_to_calibrate_on(tiny: Bundle) -> None:

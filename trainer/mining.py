@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from uniecs.catalog import Product, read_records
 from uniecs.config import StrictConfig
+from uniecs.durable import can_be_made
 from uniecs.errors import CatalogError, ConfigError
 from uniecs.evaluation import PairEncoder, embed_all
 from uniecs.trainer.pairs import connected
@@ -227,9 +228,13 @@ def split(
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise `CatalogError` if `folder` holds anything: for before the work, and again before writing."""
+    """Raise `CatalogError` if `folder` holds anything or could not be made: for before the work, and before writing."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CatalogError(f"{folder} already holds something; choose another folder")
+    if not can_be_made(folder):
+        raise CatalogError(
+            f"{folder} cannot be written: its folder, or what is above it, is none or cannot be written to"
+        )
 
 
 def write_pairs(folder: Path, mined: MinedPairs, products: Mapping[str, Product]) -> None:

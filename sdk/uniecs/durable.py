@@ -48,6 +48,15 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise `BundleError` if there is anything at `out`."""
+    """Raise `BundleError` if there is anything at `out`, or it could not be made."""
     if out.exists() or out.is_symlink():
         raise BundleError(f"{out} exists; a bundle is never overwritten: choose another --out or remove it")
+    if not can_be_made(out):
+        raise BundleError(f"{out} cannot be written: its folder, or what is above it, is none or cannot be written to")
+
+
+def can_be_made(folder: Path) -> bool:
+    """Whether `folder`, or what of the path above it is there, is a folder that can be written to."""
+    place = folder.absolute()
+    there = next(each for each in (place, *place.parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
