@@ -423,6 +423,8 @@ def main() -> None:
     if options.plan:
         print(plan(config))
         return
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this torch finds no GPU; is it the CUDA build?")
     precision = auto_precision(device) if options.precision == "auto" else options.precision
     report = measure(config, device, precision, options.pairs, options.steps)
     print(json.dumps(report, indent=2))

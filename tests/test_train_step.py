@@ -116,3 +116,13 @@ def test_the_papers_run_is_a_configuration() -> None:
     assert (config.model, optimizer.batch_pairs, optimizer.steps) == ("base", bench.GLOBAL_PAIRS, bench.RUN_STEPS)
     assert (optimizer.learning_rate, optimizer.beta, optimizer.precision) == (1e-4, 0.5, "fp16")
     assert optimizer.batch_pairs % bench.GPUS == 0
+
+
+def test_a_gpu_that_is_not_there_is_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["train_step.py", "tiny", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "this torch finds no GPU" in capsys.readouterr().err
