@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import runpy
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -242,24 +241,3 @@ def test_a_process_forked_amid_other_calls_has_its_threads(tiny_encoder: tuple[A
     for each in callers:
         each.join()
     assert codes == [0] * len(codes)
-
-
-ENDING = """
-import threading, time
-import numpy as np
-from uniecs import _core
-image, out = np.zeros((600, 600, 3), np.uint8), np.zeros((3, 224, 224), np.float32)
-
-def call():
-    while True:
-        _core.pixel_values(image, out, (0.5,) * 3, (0.5,) * 3)
-
-for _ in range(4):
-    threading.Thread(target=call, daemon=True).start()
-time.sleep(0.2)
-"""
-
-
-def test_a_process_ends_while_daemon_threads_are_in_the_core() -> None:
-    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, timeout=60, check=False)
-    assert (ended.returncode, ended.stderr) == (0, b"")

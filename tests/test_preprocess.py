@@ -7,6 +7,8 @@ import io
 import math
 import runpy
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
@@ -363,3 +365,24 @@ def test_a_palette_without_colours_is_an_image_error() -> None:
     length = int.from_bytes(data[start : start + 4])
     with pytest.raises(ImageError):
         open_image(data[:start] + data[start + 12 + length :])
+
+
+ENDING = """
+import threading, time
+import numpy as np
+from uniecs import _core
+image, out = np.zeros((600, 600, 3), np.uint8), np.zeros((3, 224, 224), np.float32)
+
+def call():
+    while True:
+        _core.pixel_values(image, out, (0.5,) * 3, (0.5,) * 3)
+
+for _ in range(4):
+    threading.Thread(target=call, daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+def test_a_process_ends_while_daemon_threads_are_in_the_core() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
