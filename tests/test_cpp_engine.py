@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -283,6 +284,48 @@ def test_blank_titles_and_paths_are_none(cpp_sdk: Any, cpp_encoder: Any, tiny_en
     found = engine.hits("search", cpp.items([("red bag", None)]))
     assert [(hit["id"], hit["image"]) for hit in found] == expected == [("a", None), ("b", None)]
     engine.free()
+
+
+def test_what_a_failed_call_makes_is_null(cpp_sdk: Any, cpp_encoder: Any, tmp_path: Path) -> None:
+    """Whatever stood there before; and NULL in place of what is needed is a status, not a crash."""
+    engine = ctypes.c_void_p()
+    path, none, zero, one = bytes(tmp_path / "a.uniecs"), None, ctypes.c_size_t(0), ctypes.c_size_t(1)
+    assert cpp_sdk.c.uniecs_engine_create(path, cpp_encoder, none, none, ctypes.byref(engine)) == cpp.OK
+    query = (cpp.Item * 1)(cpp.Item(b"red", None, None, 0))
+    tail = (one, none, none)
+    for name, *arguments in (
+        ("encoder_load", none, b"openvino", b"fp32", ctypes.c_uint(1)),
+        ("encoder_encode", none, query, one, zero, none),
+        ("encoder_encode", cpp_encoder, none, one, zero, none),
+        ("engine_create", none, cpp_encoder, none, none),
+        ("engine_create", path, none, none, none),
+        ("engine_open", none, cpp_encoder, none),
+        ("engine_open", path, none, none),
+        ("engine_add", none, none, zero),
+        ("engine_add", engine, none, one),
+        ("engine_update", engine, none, one),
+        ("engine_remove", none, none, zero),
+        ("engine_remove", engine, none, one),
+        ("engine_search", none, query, *tail),
+        ("engine_search", engine, none, *tail),
+        ("engine_search_batch", none, query, one, *tail),
+        ("engine_search_batch", engine, none, one, *tail),
+        ("engine_similar", none, b"a", *tail),
+        ("engine_similar", engine, none, *tail),
+        ("engine_size", none),
+        ("engine_save", none),
+        ("engine_close", none),
+    ):
+        made = ctypes.c_void_p(1)
+        out = [] if name in ("engine_save", "engine_close") else [ctypes.byref(made)]
+        assert getattr(cpp_sdk.c, f"uniecs_{name}")(*arguments, *out) == cpp.INPUT, name
+        assert " is NULL" in cpp_sdk.message()
+        assert not made or name in ("engine_size", "engine_save", "engine_close"), name
+    assert cpp_sdk.c.uniecs_engine_close(engine) == cpp_sdk.c.uniecs_engine_close(engine) == cpp.OK
+    hits = ctypes.c_void_p(1)
+    assert cpp_sdk.c.uniecs_engine_search(engine, query, *tail, ctypes.byref(hits)) == cpp.INPUT
+    assert "closed" in cpp_sdk.message() and not hits and cpp_sdk.c.uniecs_engine_views(engine) == b"multimodal"
+    cpp_sdk.c.uniecs_engine_free(engine)
 
 
 def test_queries_that_cannot_be_answered(cpp_sdk: Any, cpp_encoder: Any, tmp_path: Path) -> None:

@@ -120,9 +120,8 @@ const char* uniecs_error_message(void) { return last_error().c_str(); }
 uniecs_status uniecs_encoder_load(const char* bundle, const char* backend, const char* precision,
                                   unsigned threads, uniecs_encoder** encoder) {
     return guarded([&] {
+        clear(encoder, "encoder");
         require(bundle, "bundle");
-        require(encoder, "encoder");
-        *encoder = nullptr;
         uniecs::EncoderOptions options;
         if (backend) options.backend = backend;
         if (precision) options.precision = precision;
@@ -160,9 +159,9 @@ const char* uniecs_encoder_precision(const uniecs_encoder* encoder) {
 uniecs_status uniecs_encoder_encode(const uniecs_encoder* encoder, const uniecs_item* items, size_t n,
                                     size_t batch_size, float* out, uniecs_report** report) {
     return guarded([&] {
+        if (report) *report = nullptr;
         require(encoder, "encoder");
         if (n) require(items, "items"), require(out, "out");
-        if (report) *report = nullptr;
         if (!batch_size) batch_size = 32;
         if (report) return keep_report(encode_good(encoder->encoder, items, n, batch_size, out), report);
         std::vector<uniecs::Item> all;

@@ -109,9 +109,9 @@ template <typename Call>
 uniecs_status put(uniecs_engine* engine, const uniecs_product* products, size_t n, uniecs_report** report,
                   Call call) {
     return guarded([&] {
+        if (report) *report = nullptr;
         require(engine, "engine");
         if (n) require(products, "products");
-        if (report) *report = nullptr;
         const Made<uniecs::Product> made = made_of(products, n, product_of);
         uniecs::AddReport all = call(engine->engine, made.good);
         for (uniecs::Rejected& each : all.rejected) each.row = made.places[each.row];
@@ -134,8 +134,8 @@ uniecs_status uniecs_engine_create(const char* path, const uniecs_encoder* encod
                                    const uniecs_index_config* config, const uniecs_open_options* options,
                                    uniecs_engine** engine) {
     return guarded([&] {
-        require(path, "path"), require(encoder, "encoder"), require(engine, "engine");
-        *engine = nullptr;
+        clear(engine, "engine");
+        require(path, "path"), require(encoder, "encoder");
         *engine = new uniecs_engine(
             uniecs::SearchEngine::create(path, encoder->encoder, config_of(config), options_of(options)));
     });
@@ -144,8 +144,8 @@ uniecs_status uniecs_engine_create(const char* path, const uniecs_encoder* encod
 uniecs_status uniecs_engine_open(const char* path, const uniecs_encoder* encoder,
                                  const uniecs_open_options* options, uniecs_engine** engine) {
     return guarded([&] {
-        require(path, "path"), require(encoder, "encoder"), require(engine, "engine");
-        *engine = nullptr;
+        clear(engine, "engine");
+        require(path, "path"), require(encoder, "encoder");
         *engine = new uniecs_engine(uniecs::SearchEngine::open(path, encoder->encoder, options_of(options)));
     });
 }
@@ -183,8 +183,8 @@ uniecs_status uniecs_engine_update(uniecs_engine* engine, const uniecs_product* 
 
 uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids, size_t n, size_t* removed) {
     return guarded([&] {
-        require(engine, "engine");
         if (removed) *removed = 0;
+        require(engine, "engine");
         if (n) require(ids, "ids");
         std::vector<std::string> all;
         for (size_t i = 0; i < n; ++i) require(ids[i], "an id"), all.emplace_back(ids[i]);
@@ -196,8 +196,8 @@ uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids
 uniecs_status uniecs_engine_search(const uniecs_engine* engine, const uniecs_item* query, size_t k,
                                    const char* view, const char* where, uniecs_hits** hits) {
     return guarded([&] {
-        require(engine, "engine"), require(query, "query"), require(hits, "hits");
-        *hits = nullptr;
+        clear(hits, "hits");
+        require(engine, "engine"), require(query, "query");
         *hits = one_query(engine->engine.search(item_of(*query), query_options(k, view, where)));
     });
 }
@@ -205,9 +205,9 @@ uniecs_status uniecs_engine_search(const uniecs_engine* engine, const uniecs_ite
 uniecs_status uniecs_engine_search_batch(const uniecs_engine* engine, const uniecs_item* queries, size_t n,
                                          size_t k, const char* view, const char* where, uniecs_hits** hits) {
     return guarded([&] {
-        require(engine, "engine"), require(hits, "hits");
+        clear(hits, "hits");
+        require(engine, "engine");
         if (n) require(queries, "queries");
-        *hits = nullptr;
         const Made<uniecs::Item> made = made_of(queries, n, item_of);
         std::vector<std::exception_ptr> errors;
         auto found = engine->engine.search_batch(made.good, query_options(k, view, where), errors);
@@ -222,8 +222,8 @@ uniecs_status uniecs_engine_search_batch(const uniecs_engine* engine, const unie
 uniecs_status uniecs_engine_similar(const uniecs_engine* engine, const char* id, size_t k, const char* view,
                                     const char* where, uniecs_hits** hits) {
     return guarded([&] {
-        require(engine, "engine"), require(id, "id"), require(hits, "hits");
-        *hits = nullptr;
+        clear(hits, "hits");
+        require(engine, "engine"), require(id, "id");
         *hits = one_query(engine->engine.similar(id, query_options(k, view, where)));
     });
 }

@@ -37,6 +37,13 @@ uniecs_status guarded(Work work) noexcept {
 
 void require(const void* pointer, const char* name);
 
+// What a call makes is NULL until it is made, also for a caller who frees it whatever happened.
+template <typename T>
+void clear(T** made, const char* name) {
+    require(made, name);
+    *made = nullptr;
+}
+
 Item item_of(const uniecs_item& given);
 std::optional<Image> image_of(const char* path, const void* data, std::size_t bytes);
 

@@ -20,7 +20,9 @@
  *
  * Every function may be called from any thread, but free waits for nobody: call it last. Strings are UTF-8
  * and end with a zero byte. What a function returns through a pointer is freed by the function that its
- * comment names; freeing NULL does nothing.
+ * comment names, and is NULL where the call failed; freeing NULL does nothing. A string that a handle gives
+ * lives as long as the handle. NULL in place of a handle, or of what is needed, is UNIECS_INPUT, and of a
+ * function without a status 0, "" or NULL.
  */
 #ifndef UNIECS_H
 #define UNIECS_H
@@ -45,7 +47,7 @@ typedef enum uniecs_status {
     UNIECS_TEXT = 3,           /* a text that is empty or no UTF-8 */
     UNIECS_FILTER = 4,         /* a where filter with an unknown key or an unusable value */
     UNIECS_BUNDLE = 5,         /* a model bundle that is missing, damaged, foreign or too new */
-    UNIECS_INDEX_FILE = 6,     /* an index folder that is missing, damaged, foreign or too new */
+    UNIECS_INDEX_FILE = 6,     /* an index folder that is missing, damaged, foreign, too new or locked */
     UNIECS_MODEL_MISMATCH = 7, /* vectors of one model met another model */
     UNIECS_BACKEND = 8,        /* an engine, device or precision that is not available, or that failed */
     UNIECS_INTERNAL = 9        /* anything else, such as too little memory */
@@ -62,7 +64,8 @@ typedef struct uniecs_item {
     size_t image_bytes;
 } uniecs_item;
 
-/* What was wrong with this thread's last call that did not return UNIECS_OK; valid until its next call. */
+/* What was wrong with this thread's last call that did not return UNIECS_OK; valid until its next such call.
+ * The thread is the operating system's: in Go, lock the goroutine to its own for both calls. */
 UNIECS_API const char* uniecs_error_message(void);
 
 /* Load a bundle folder; backend "openvino" with precision "fp32", "bf16" or "int8", or "tensorrt" with
@@ -90,8 +93,9 @@ typedef struct uniecs_engine uniecs_engine;
 typedef struct uniecs_hits uniecs_hits;
 
 typedef struct uniecs_open_options {
-    const char* durability;                           /* "full" (default) or "batch" */
-    void (*warning)(const char* message, void* data); /* default: a line on stderr */
+    const char* durability; /* "full" (default) or "batch" */
+    /* In the thread of the call that warns; the message is valid meanwhile. NULL: a line on stderr. */
+    void (*warning)(const char* message, void* data);
     void* warning_data;
 } uniecs_open_options;
 
@@ -135,6 +139,7 @@ UNIECS_API uniecs_status uniecs_engine_create(const char* path, const uniecs_enc
 UNIECS_API uniecs_status uniecs_engine_open(const char* path, const uniecs_encoder* encoder,
                                             const uniecs_open_options* options, uniecs_engine** engine);
 UNIECS_API void uniecs_engine_free(uniecs_engine* engine); /* closes */
+/* It lets go of the folder; later calls but close, views and free are UNIECS_INPUT. */
 UNIECS_API uniecs_status uniecs_engine_close(uniecs_engine* engine);
 UNIECS_API uniecs_status uniecs_engine_save(uniecs_engine* engine);
 UNIECS_API uniecs_status uniecs_engine_size(const uniecs_engine* engine, size_t* products);
@@ -150,7 +155,8 @@ UNIECS_API uniecs_status uniecs_engine_update(uniecs_engine* engine, const uniec
 UNIECS_API uniecs_status uniecs_engine_remove(uniecs_engine* engine, const char* const* ids, size_t n,
                                               size_t* removed);
 
-/* `where` is a filter as JSON, docs/cpp.md. uniecs_hits_free. */
+/* The `k` (1 or more) nearest; all if there are fewer. `where` is a filter as JSON, docs/cpp.md.
+ * uniecs_hits_free. */
 UNIECS_API uniecs_status uniecs_engine_search(const uniecs_engine* engine, const uniecs_item* query, size_t k,
                                               const char* view, const char* where, uniecs_hits** hits);
 /* A query that cannot be read has a status of its own, and no hits. */
