@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,14 @@ def exported(model: UniECS, part: str, path: Path, compact: bool) -> Any:
         store_compactly(graph, words)
     onnx.save(graph, path)
     return make_core().read_model(path)
+
+
+def exporter(network: Callable[[int], UniECS], part: str, folder: Path) -> Callable[[bool], tuple[UniECS, Any]]:
+    """Of a network, in compact weights or not: it and its graph, exported once, which takes seconds."""
+
+    @cache
+    def made(compact: bool) -> tuple[UniECS, Any]:
+        model = network(1)
+        return model, exported(model, part, folder / f"{compact}.onnx", compact)
+
+    return made

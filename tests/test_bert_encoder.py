@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,15 +44,9 @@ def network(seed: int, **changes: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A network, in compact weights or not, and its graph; exported once, which takes seconds."""
-
-    @cache
-    def one(compact: bool) -> tuple[Any, Any]:
-        model = network(1)
-        path = tmp_path_factory.mktemp("text") / "text.onnx"
-        return model, random.exported(model, "text_encoder", path, compact)
-
-    return one
+    """Of `network`, in compact weights or not: it and its graph."""
+    once: Made = random.exporter(network, "text_encoder", tmp_path_factory.mktemp("text"))
+    return once
 
 
 def texts(rng: np.random.Generator, counts: list[int]) -> tuple[Ids, Ids]:

@@ -6,7 +6,7 @@ import dataclasses
 import runpy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,15 +37,9 @@ def network(seed: int, **changes: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A network, in compact weights or not, and its graph; exported once, which takes seconds."""
-
-    @cache
-    def one(compact: bool) -> tuple[Any, Any]:
-        model = network(1)
-        path = tmp_path_factory.mktemp("fusion") / "fusion.onnx"
-        return model, random.exported(model, "fusion", path, compact)
-
-    return one
+    """Of `network`, in compact weights or not: it and its graph."""
+    once: Made = random.exporter(network, "fusion", tmp_path_factory.mktemp("fusion"))
+    return once
 
 
 def feed(image: Floats | None, text: Floats | None, seen: int = 0) -> dict[str, npt.NDArray[Any]]:
