@@ -195,6 +195,7 @@ def test_ticks() -> None:
     assert charts.linear_ticks(0, 0.9) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
     assert charts.log_ticks(1, 100) == [1, 2, 5, 10, 20, 50, 100]
     assert charts.log_ticks(0.5, 100_000) == [1, 10, 100, 1000, 10_000, 100_000]
+    assert charts.log_ticks(3.9, 8.8) == [4, 5, 6, 7, 8]  # not 5 alone
     assert [charts.number(each) for each in (0.1234, 12.34, 1234.0, 12340.0, 2.5e6)] == [
         "0.123",
         "12.3",

@@ -12,6 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
 COLOURS = 8
 BAR_HEIGHT, BAR_GAP = 18, 10
 MANTISSAS = (1, 2, 5)
+FEW_TICKS = 3
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ def linear_ticks(low: float, high: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten; over more than three powers these alone."""
+    """1, 2 and 5 times powers of ten; over more than three powers these alone, and round values where there are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     many = math.log10(high / low) > 3
     found = [mantissa * 10.0**power for power in powers for mantissa in ((1,) if many else MANTISSAS)]
-    return [each for each in found if low <= each <= high]
+    inside = [each for each in found if low <= each <= high]
+    return inside if len(inside) >= FEW_TICKS else linear_ticks(low, high)
 
 
 def number(value: float) -> str:

@@ -27,6 +27,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 2.5rem clamp(1rem, 4vw, 3rem) 
 h1 { font-size: 1.9rem; letter-spacing: -.02em; margin: 0; line-height: 1.2; }
 h2 { font-size: 1.2rem; letter-spacing: -.01em; margin: 3rem 0 .25rem; padding-top: 1.5rem;
   border-top: 1px solid var(--rule); }
+article + article { margin-top: 5rem; }
 p { margin: .25rem 0 0; max-width: 46rem; } .muted, header p { color: var(--muted); }
 .warn { color: var(--c1); font-weight: 600; }
 .tiles { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); margin-top: 1.5rem; }
