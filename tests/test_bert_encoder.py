@@ -24,7 +24,7 @@ pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[ex
 from uniecs import _core  # noqa: E402
 from uniecs.backends import bert_encoder as reader  # noqa: E402
 from uniecs.backends.bert_encoder import bert_encoder  # noqa: E402
-from uniecs.backends.openvino import FewTokens, encoded, make_core  # noqa: E402
+from uniecs.backends.openvino import CoreFirst, encoded, make_core  # noqa: E402
 from uniecs.config import MODELS  # noqa: E402
 
 Ids = npt.NDArray[np.int64]
@@ -60,7 +60,7 @@ def texts(rng: np.random.Generator, counts: list[int]) -> tuple[Ids, Ids]:
 def test_texts_get_what_torch_gives(instructions: str, compact: bool, made: Made, monkeypatch: Any) -> None:
     monkeypatch.setattr(reader, "BertEncoder", partial(_core.BertEncoder, instructions=instructions))
     model, graph = made(compact)
-    encoder = bert_encoder(graph, 2)
+    encoder = bert_encoder(graph, _core.Crew(2))
     assert encoder is not None
     rng = np.random.default_rng(0)
     for counts in ([1], [7], [16], [3, 1, 5], [8, 8]):
@@ -75,9 +75,10 @@ def test_texts_get_what_torch_gives(instructions: str, compact: bool, made: Made
 
 @pytest.fixture(scope="module")
 def tiny_encoder(made: Made) -> tuple[Any, Any]:
-    """An encoder of two threads (as many as its width keeps busy), and the graph that it is read from, compiled."""
+    """An encoder of two threads, as many as its width keeps busy, and the graph that it is read from, compiled."""
     _, graph = made(False)
-    return bert_encoder(graph, 3), make_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = make_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return bert_encoder(graph, _core.Crew(2)), compiled
 
 
 def test_every_weight_counts(made: Made) -> None:
@@ -91,15 +92,15 @@ def test_every_weight_counts(made: Made) -> None:
                 arrays[name] = array
             return array
 
-        return _core.BertEncoder(found, width, EPSILON, 1)
+        return _core.BertEncoder(found, width, EPSILON, _core.Crew(1))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "BertEncoder", kept)
-        bert_encoder(made(False)[1], 1)
+        bert_encoder(made(False)[1], _core.Crew(1))
     ids, mask = texts(np.random.default_rng(1), [6, 9])
 
     def tokens(given: dict[str, Floats], epsilon: float = EPSILON) -> Floats:
-        encoder = _core.BertEncoder(given.get, 32, epsilon, 1)
+        encoder = _core.BertEncoder(given.get, 32, epsilon, _core.Crew(1))
         found = encoder.encode(ids, mask)
         assert found is not None
         return found
@@ -127,7 +128,7 @@ def test_every_weight_counts(made: Made) -> None:
 )
 def test_other_encoders_are_left_to_the_graph(changes: dict[str, Any], tmp_path: Path) -> None:
     graph = random.exported(network(0, layers=1, **changes), "text_encoder", tmp_path / "text.onnx", compact=False)
-    assert bert_encoder(graph, 1) is None
+    assert bert_encoder(graph, _core.Crew(1)) is None
 
 
 def test_what_does_not_fit_is_an_error(tiny_encoder: tuple[Any, Any]) -> None:
@@ -136,9 +137,9 @@ def test_what_does_not_fit_is_an_error(tiny_encoder: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError, match="different shapes"):
         encoder.encode(ids, mask[:, 1:])
     with pytest.raises(ValueError, match=r"LayerNorm\.bias"):
-        _core.BertEncoder(lambda name: None, 32, 1e-12, 1)
+        _core.BertEncoder(lambda name: None, 32, 1e-12, _core.Crew(1))
     with pytest.raises(ValueError, match="AVX2"):
-        _core.BertEncoder(lambda name: None, 32, 1e-12, 1, "instructions of another CPU")
+        _core.BertEncoder(lambda name: None, 32, 1e-12, _core.Crew(1), "instructions of another CPU")
 
 
 def test_few_tokens_leave_the_graph(tiny_encoder: tuple[Any, Any]) -> None:
@@ -150,7 +151,7 @@ def test_few_tokens_leave_the_graph(tiny_encoder: tuple[Any, Any]) -> None:
         asked.append(len(inputs["input_ids"]))
         return np.array(compiled(inputs)[0])
 
-    run = FewTokens(partial(encoded, encoder), lambda: graph)
+    run = CoreFirst(partial(encoded, encoder), lambda: graph)
 
     def feed(ids: Ids, mask: Ids) -> dict[str, Ids]:
         return {"input_ids": ids, "attention_mask": mask}

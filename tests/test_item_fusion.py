@@ -20,7 +20,7 @@ pytest.importorskip("onnx", reason="exporting needs onnx: pip install 'uniecs[ex
 
 from uniecs import _core  # noqa: E402
 from uniecs.backends.item_fusion import item_fusion  # noqa: E402
-from uniecs.backends.openvino import FewTokens, fused, make_core  # noqa: E402
+from uniecs.backends.openvino import CoreFirst, fused, make_core  # noqa: E402
 from uniecs.config import MODELS, FusionConfig  # noqa: E402
 
 Floats = npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ def tokens(rng: np.random.Generator, count: int) -> Floats | None:
 def test_items_get_what_torch_gives(instructions: str, compact: bool, made: Made, monkeypatch: Any) -> None:
     monkeypatch.setattr("uniecs.backends.item_fusion.ItemFusion", partial(_core.ItemFusion, instructions=instructions))
     model, graph = made(compact)
-    fusion = item_fusion(graph)
+    fusion = item_fusion(graph, _core.Crew(2))
     assert fusion is not None
     rng = np.random.default_rng(0)
     for images, texts in ((0, 1), (0, 7), (0, 33), (1, 0), (12, 0), (65, 0), (12, 1), (3, 40), (1, 1)):
@@ -72,28 +72,28 @@ def test_items_get_what_torch_gives(instructions: str, compact: bool, made: Made
         inputs = feed(image, text, texts)
         with torch.inference_mode():
             expected = model.fusion(*(torch.from_numpy(each) for each in inputs.values())).numpy()[0]
-        np.testing.assert_allclose(fusion.embed(image, text), expected, atol=2e-6)
+        np.testing.assert_allclose(fusion.embed([(image, text)])[0], expected, atol=2e-6)
 
 
 @pytest.fixture(scope="module")
 def tiny_fusion(made: Made) -> tuple[Any, Any]:
     """A fusion, and the graph that it is read from, compiled."""
     _, graph = made(False)
-    return item_fusion(graph), make_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = make_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return item_fusion(graph, _core.Crew(2)), compiled
 
 
 def test_every_weight_counts(made: Made) -> None:
     """Each array that a network has, changed, changes some embedding; but for the keys' bias, which softmax drops."""
     arrays: dict[str, Floats] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uniecs.backends.item_fusion.ItemFusion", lambda found, heads: arrays.update(found))
-        item_fusion(made(False)[1])
+        patch.setattr("uniecs.backends.item_fusion.ItemFusion", lambda found, *_: arrays.update(found))
+        item_fusion(made(False)[1], _core.Crew(1))
     rng = np.random.default_rng(1)
     items = [(tokens(rng, 5), None), (None, tokens(rng, 4)), (tokens(rng, 5), tokens(rng, 4))]
 
     def embeddings(given: dict[str, Floats]) -> Floats:
-        fusion = _core.ItemFusion(given, 2)
-        return np.stack([fusion.embed(*item) for item in items])
+        return _core.ItemFusion(given, 2, _core.Crew(1)).embed(items)
 
     expected = embeddings(arrays)
     for name, array in arrays.items():
@@ -110,21 +110,22 @@ def test_every_weight_counts(made: Made) -> None:
 )
 def test_other_fusions_are_left_to_the_graph(changes: dict[str, Any], tmp_path: Path) -> None:
     graph = random.exported(network(0, blocks=1, **changes), "fusion", tmp_path / "fusion.onnx", compact=False)
-    assert item_fusion(graph) is None
+    assert item_fusion(graph, _core.Crew(1)) is None
 
 
 def test_what_does_not_fit_is_an_error(tiny_fusion: tuple[Any, Any]) -> None:
     fusion, _ = tiny_fusion
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="neither image nor text"):
-        fusion.embed(None, None)
+        fusion.embed([(tokens(rng, 2), None), (None, None)])
     with pytest.raises(ValueError, match=r"\(count, 64\)"):
-        fusion.embed(None, np.zeros((3, DIM + 1), np.float32))
+        fusion.embed([(None, np.zeros((3, DIM + 1), np.float32))])
     with pytest.raises(ValueError, match=r"head\.bias"):
-        _core.ItemFusion({}, 2)
+        _core.ItemFusion({}, 2, _core.Crew(1))
     with pytest.raises(ValueError, match="AVX2"):
-        _core.ItemFusion({}, 2, "instructions of another CPU")
-    assert np.isnan(fusion.embed(np.full((3, DIM), np.nan, np.float32), tokens(rng, 2))).all()
+        _core.ItemFusion({}, 2, _core.Crew(1), "instructions of another CPU")
+    assert fusion.embed([]).shape == (0, DIM)
+    assert np.isnan(fusion.embed([(np.full((3, DIM), np.nan, np.float32), tokens(rng, 2))])).all()
 
 
 def test_many_threads_get_their_own_answers(tiny_fusion: tuple[Any, Any]) -> None:
@@ -132,8 +133,9 @@ def test_many_threads_get_their_own_answers(tiny_fusion: tuple[Any, Any]) -> Non
     rng = np.random.default_rng(0)
     items = [(tokens(rng, int(rng.integers(0, 40))), tokens(rng, int(rng.integers(1, 40)))) for _ in range(64)]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda item: fusion.embed(*item), items * 4))
-    np.testing.assert_array_equal(together, [fusion.embed(*item) for item in items] * 4)
+        together = list(pool.map(lambda item: fusion.embed([item])[0], items * 4))
+    np.testing.assert_array_equal(together, [fusion.embed([item])[0] for item in items] * 4)
+    np.testing.assert_array_equal(fusion.embed(items), together[: len(items)])
 
 
 def test_few_tokens_leave_the_graph(tiny_fusion: tuple[Any, Any]) -> None:
@@ -149,7 +151,7 @@ def test_few_tokens_leave_the_graph(tiny_fusion: tuple[Any, Any]) -> None:
         asked.append(0)
         return graph
 
-    run = FewTokens(partial(fused, fusion), compile_graph)
+    run = CoreFirst(partial(fused, fusion, _core.ItemFusion.FEW_TOKENS), compile_graph)
     text, image = tokens(rng, 8), tokens(rng, 12)
     assert text is not None and image is not None
     padded = text.copy()
@@ -168,9 +170,16 @@ def test_few_tokens_leave_the_graph(tiny_fusion: tuple[Any, Any]) -> None:
     np.testing.assert_allclose(run(several), compiled(several)[0], atol=2e-6)
     assert asked == []
     many = {name: np.repeat(each, 10, axis=0) for name, each in several.items()}
-    long = feed(tokens(rng, _core.ItemFusion.MAX_TOKENS), text, 8)
+    long = feed(tokens(rng, _core.ItemFusion.FEW_TOKENS), text, 8)
     neither = {**several, "modality_indicator": np.zeros((2, 2), np.float32)}
     half = {**several, "modality_indicator": np.full((2, 2), 0.5, np.float32)}
     for given in (many, long, neither, half, feed(image, text, 0)):
         np.testing.assert_array_equal(run(given), np.array(compiled(given)[0]))
     assert asked == [0, 20, 1, 2, 2, 1]
+    asked.clear()
+    in_float32 = CoreFirst(partial(fused, fusion, None), compile_graph)
+    for given in (many, long):
+        np.testing.assert_allclose(in_float32(given), compiled(given)[0], atol=2e-6)
+    assert asked == []
+    np.testing.assert_array_equal(in_float32(half), np.array(compiled(half)[0]))
+    assert asked == [0, 2]

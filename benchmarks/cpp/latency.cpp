@@ -142,11 +142,11 @@ bool uniecs::BertEncoder::encode(const std::int64_t* ids, const std::int64_t* ma
     return real(this, ids, mask, texts, length, tokens);
 }
 
-void uniecs::ItemFusion::embed(const TokenRows& image, const TokenRows& text, float* embedding) const {
-    using Real = void (*)(const ItemFusion*, const TokenRows&, const TokenRows&, float*);
-    static const auto real = next<Real>("_ZNK6uniecs10ItemFusion5embedERKNS_9TokenRowsES3_Pf");
+void uniecs::ItemFusion::embed(const std::vector<Item>& items, float* embeddings) const {
+    using Real = void (*)(const ItemFusion*, const std::vector<Item>&, float*);
+    static const auto real = next<Real>("_ZNK6uniecs10ItemFusion5embedERKSt6vectorINS0_4ItemESaIS2_EEPf");
     const Timer timer(in_engine);
-    real(this, image, text, embedding);
+    real(this, items, embeddings);
 }
 
 std::vector<float> uniecs::image_pixel_values(Span<const std::uint8_t> file, const ImagePreprocessing& p) {

@@ -6,6 +6,7 @@
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -16,6 +17,7 @@
 #include <thread>
 
 #include "../src/bert_encoder.hpp"
+#include "../src/crew.hpp"
 #include "../src/distance.hpp"
 #include "../src/item_fusion.hpp"
 #include "../src/resize.hpp"
@@ -256,16 +258,18 @@ uniecs::TokenRows token_rows(const std::optional<Floats>& tokens, std::size_t di
     return {tokens->data(), tokens->shape(0)};
 }
 
-Numpy<float> embed(const uniecs::ItemFusion& self, const std::optional<Floats>& image,
-                   const std::optional<Floats>& text) {
-    const auto image_tokens = token_rows(image, self.embed_dim()),
-               text_tokens = token_rows(text, self.embed_dim());
-    std::vector<float> made(self.embed_dim());
+using ItemTokens = std::pair<std::optional<Floats>, std::optional<Floats>>;
+
+Numpy<float> embed(const uniecs::ItemFusion& self, const std::vector<ItemTokens>& tokens) {
+    const std::size_t dim = self.embed_dim();
+    std::vector<uniecs::ItemFusion::Item> items;
+    for (const auto& [image, text] : tokens) items.push_back({token_rows(image, dim), token_rows(text, dim)});
+    std::vector<float> made(items.size() * dim);
     {
         WithoutGil release;
-        self.embed(image_tokens, text_tokens, made.data());
+        self.embed(items, made.data());
     }
-    return numpy(std::move(made));
+    return numpy(std::move(made), {items.size(), dim});
 }
 
 }  // namespace
@@ -276,9 +280,9 @@ NB_MODULE(_core, module) {
                "The vector instructions in use: avx512, avx2 or portable.");
     module.def("resize_instructions", &uniecs::supported_resize_kernels,
                "The vector instructions that `resize` can use here, the fastest first.");
-    module.def(
-        "row_instructions", &uniecs::supported_row_kernels,
-        "The vector instructions that `BertEncoder` and `ItemFusion` can use here, the fastest first.");
+    module.def("row_instructions", &uniecs::supported_row_kernels,
+               "The vector instructions that `BertEncoder` and `ItemFusion` can use here, the "
+               "fastest first.");
     module.def(
         "has_byte_products", &uniecs::has_byte_products,
         "Whether an engine's sums of int8 products are right on this CPU: with VNNI, or if it is no x86.");
@@ -306,27 +310,29 @@ NB_MODULE(_core, module) {
         .def_prop_ro("vocab_size", &uniecs::Tokenizer::vocab_size)
         .def("encode_batch", &encode_batch, "texts"_a);
 
+    nb::class_<uniecs::Crew>(module, "Crew").def(nb::init<std::size_t>(), "threads"_a);
+
     nb::class_<uniecs::ItemFusion>(module, "ItemFusion")
         .def(
             "__init__",
             [](uniecs::ItemFusion* self, const nb::dict& arrays, std::size_t heads,
-               const std::string& instructions) {
-                new (self) uniecs::ItemFusion(named(arrays), heads, instructions);
+               std::shared_ptr<uniecs::Crew> crew, const std::string& instructions) {
+                new (self) uniecs::ItemFusion(named(arrays), heads, std::move(crew), instructions);
             },
-            "arrays"_a, "heads"_a, "instructions"_a = "")
-        .def("embed", &embed, "image_tokens"_a.none(), "text_tokens"_a.none())
-        .def_prop_ro_static("MAX_TOKENS",
-                            [](nb::handle) { return std::size_t{uniecs::ItemFusion::MAX_TOKENS}; });
+            "arrays"_a, "heads"_a, "crew"_a, "instructions"_a = "")
+        .def("embed", &embed, "items"_a)
+        .def_prop_ro_static("FEW_TOKENS",
+                            [](nb::handle) { return std::size_t{uniecs::ItemFusion::FEW_TOKENS}; });
 
     nb::class_<uniecs::BertEncoder>(module, "BertEncoder")
         .def(
             "__init__",
             [](uniecs::BertEncoder* self, const Find& find, std::size_t width, float epsilon,
-               unsigned threads, const std::string& instructions) {
+               std::shared_ptr<uniecs::Crew> crew, const std::string& instructions) {
                 new (self) uniecs::BertEncoder([&](const std::string& name) { return found(find, name); },
-                                               width, epsilon, threads, instructions);
+                                               width, epsilon, std::move(crew), instructions);
             },
-            "find"_a, "width"_a, "epsilon"_a, "threads"_a, "instructions"_a = "")
+            "find"_a, "width"_a, "epsilon"_a, "crew"_a, "instructions"_a = "")
         .def("encode", &encode, "input_ids"_a, "attention_mask"_a)
         .def_prop_ro("max_tokens", &uniecs::BertEncoder::max_tokens);
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "graph_arrays.hpp"
 
@@ -38,7 +39,7 @@ bool is_bert(std::map<std::string, std::size_t> found) {
 
 }  // namespace
 
-std::optional<BertEncoder> bert_encoder(const std::shared_ptr<ov::Model>& model, unsigned threads) {
+std::optional<BertEncoder> bert_encoder(const std::shared_ptr<ov::Model>& model, std::shared_ptr<Crew> crew) {
     std::map<std::string, std::size_t> kinds;
     std::set<float> epsilons;
     std::map<std::string, std::shared_ptr<op::Constant>> named;
@@ -62,7 +63,7 @@ std::optional<BertEncoder> bert_encoder(const std::shared_ptr<ov::Model>& model,
     };
     try {
         return BertEncoder(find, static_cast<std::size_t>(std::max<std::int64_t>(0, width)),
-                           *epsilons.begin(), threads);
+                           *epsilons.begin(), std::move(crew));
     } catch (const std::invalid_argument&) {
         return std::nullopt;
     }

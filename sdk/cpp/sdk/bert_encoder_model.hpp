@@ -10,7 +10,7 @@
 namespace uniecs {
 
 // None for an encoder that BertEncoder does not take, and on a CPU without AVX2. A BERT with another
-// activation than gelu has other operations. `threads` of 0 are all CPUs.
-std::optional<BertEncoder> bert_encoder(const std::shared_ptr<ov::Model>& model, unsigned threads);
+// activation than gelu has other operations.
+std::optional<BertEncoder> bert_encoder(const std::shared_ptr<ov::Model>& model, std::shared_ptr<Crew> crew);
 
 }  // namespace uniecs

@@ -4,6 +4,7 @@
 #include <array>
 #include <openvino/opsets/opset8.hpp>
 #include <stdexcept>
+#include <utility>
 
 #include "graph_arrays.hpp"
 #include "openvino_int8.hpp"
@@ -25,9 +26,9 @@ class Reader {
             if (ov::is_type<op::Add>(node)) read_linear(*node);
     }
 
-    std::optional<ItemFusion> result() const {
+    std::optional<ItemFusion> result(std::shared_ptr<Crew> crew) const {
         try {
-            return ItemFusion(arrays_, heads_);
+            return ItemFusion(arrays_, heads_, std::move(crew));
         } catch (const std::invalid_argument&) {
             return std::nullopt;
         }
@@ -69,8 +70,8 @@ class Reader {
 
 }  // namespace
 
-std::optional<ItemFusion> item_fusion(const std::shared_ptr<ov::Model>& model) {
-    return Reader(*model).result();
+std::optional<ItemFusion> item_fusion(const std::shared_ptr<ov::Model>& model, std::shared_ptr<Crew> crew) {
+    return Reader(*model).result(std::move(crew));
 }
 
 }  // namespace uniecs

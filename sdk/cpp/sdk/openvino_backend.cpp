@@ -2,10 +2,13 @@
 #include <climits>
 #include <condition_variable>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <openvino/openvino.hpp>
+#include <thread>
 #include <vector>
 
+#include "../src/crew.hpp"
 #include "../src/row_kernels.hpp"
 #include "../src/signal_stack.hpp"
 #include "backend.hpp"
@@ -138,7 +141,7 @@ class OpenVinoBackend : public Backend {
   public:
     OpenVinoBackend(Graphs graphs, std::size_t embed_dim, const std::string& precision, unsigned threads)
         : embed_dim_(embed_dim),
-          threads_(threads),
+          crew_(std::make_shared<Crew>(threads ? threads : std::thread::hardware_concurrency())),
           config_(configuration(core_, precision, threads)),
           padded_(precision != "fp32"),
           image_encoder_(core_, std::move(graphs.image_encoder), config_, padded_,
@@ -185,15 +188,15 @@ class OpenVinoBackend : public Backend {
     bool encode_few(const Batch& batch, std::vector<float>& texts) {
         if (padded_ || !row_kernels()) return false;
         std::call_once(bert_encoder_read_,
-                       [&] { bert_encoder_ = bert_encoder(text_encoder_.model(), threads_); });
+                       [&] { bert_encoder_ = bert_encoder(text_encoder_.model(), crew_); });
         return bert_encoder_ && bert_encoder_->embed_dim() == embed_dim_ &&
                bert_encoder_->encode(batch.input_ids, batch.attention_mask, batch.size, batch.tokens, texts);
     }
 
-    // Few tokens, by the core, item by item; false if there are many, or the fusion is of another kind.
+    // By the core; false if that is slower than a graph in bf16, or the fusion is of another kind.
     bool fuse_items(const Batch& batch, const std::vector<float>& images, std::vector<float>& texts,
                     float* out) {
-        std::call_once(item_fusion_read_, [&] { item_fusion_ = item_fusion(fusion_.model()); });
+        std::call_once(item_fusion_read_, [&] { item_fusion_ = item_fusion(fusion_.model(), crew_); });
         const std::size_t length = batch.input_ids ? batch.tokens : 0,
                           image_count = images.size() / embed_dim_ / batch.size;
         if (!item_fusion_ || item_fusion_->embed_dim() != embed_dim_ ||
@@ -209,15 +212,17 @@ class OpenVinoBackend : public Backend {
             if (!seen[row]) return false;
             tokens += seen[row];
         }
-        if (tokens > ItemFusion::MAX_TOKENS) return false;
+        if (padded_ && tokens > ItemFusion::FEW_TOKENS) return false;
+        std::vector<ItemFusion::Item> items;
         for (std::size_t row = 0; row < batch.size; ++row) {
             float* text = texts.data() + row * length * embed_dim_;
             for (std::size_t i = 0, kept = 0; kept < seen[row]; ++i)
                 if (batch.attention_mask[row * length + i] != 0)
                     std::copy_n(text + i * embed_dim_, embed_dim_, text + kept++ * embed_dim_);
-            item_fusion_->embed({images.data() + row * image_count * embed_dim_, image_count},
-                                {text, seen[row]}, out + row * embed_dim_);
+            items.push_back(
+                {{images.data() + row * image_count * embed_dim_, image_count}, {text, seen[row]}});
         }
+        item_fusion_->embed(items, out);
         return true;
     }
 
@@ -261,7 +266,7 @@ class OpenVinoBackend : public Backend {
 
     ov::Core core_ = made_core();
     std::size_t embed_dim_;
-    unsigned threads_;
+    std::shared_ptr<Crew> crew_;  // for both of what the core computes
     ov::AnyMap config_;
     bool padded_;  // products in fp32 don't mind their number of rows
     CompiledGraph image_encoder_, text_encoder_, fusion_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <thread>
 
 #include "crew.hpp"
 #include "network_parts.hpp"
@@ -77,28 +76,11 @@ struct BertEncoder::Network {
     std::vector<Layer> layers;
     Linear projection;
     mutable Rooms rooms;
-    mutable Crew crew;
 
-    Network(const Source& source, std::size_t dim, std::size_t width, float epsilon, std::size_t threads,
+    Network(const Source& source, std::size_t dim, std::size_t width, float epsilon,
             const RowKernels& kernels);
 
     std::size_t max_positions() const { return positions.size() / dim; }
-
-    // out = x by, in panels of columns that the threads share; done(panel, stride) follows for each.
-    template <typename Done>
-    void product(Steps& steps, const Linear& by, const float* x, std::size_t rows, float* out,
-                 const Done& done) const {
-        const std::size_t stride = by.bias.size();
-        steps.each(stride / PANEL, [&](std::size_t part, std::size_t) {
-            const std::size_t column = part * PANEL;
-            run.product(x, rows, by.weight.columns(column, PANEL), by.bias.data() + column, out + column,
-                        stride);
-            done(out + column, stride);
-        });
-    }
-    void product(Steps& steps, const Linear& by, const float* x, std::size_t rows, float* out) const {
-        product(steps, by, x, rows, out, [](float*, std::size_t) {});
-    }
 
     // x = norm(x + y), which overwrites y.
     void add_and_norm(const Norm& by, float* y, std::size_t rows, float* x) const {
@@ -117,7 +99,7 @@ struct BertEncoder::Network {
 };
 
 BertEncoder::Network::Network(const Source& source, std::size_t dim_, std::size_t width_, float epsilon_,
-                              std::size_t threads, const RowKernels& kernels)
+                              const RowKernels& kernels)
     : run(kernels),
       dim(dim_),
       width(width_),
@@ -126,8 +108,7 @@ BertEncoder::Network::Network(const Source& source, std::size_t dim_, std::size_
       epsilon(epsilon_),
       words(source, dim_),
       norm(source.norm(EMBEDDINGS + "LayerNorm", dim_)),
-      projection(source.linear("proj", dim_, embed_dim)),
-      crew(threads) {
+      projection(source.linear("proj", dim_, embed_dim)) {
     if (!width || width % PANEL || dim % width || hidden % PANEL || embed_dim % PANEL)
         throw std::invalid_argument("heads, feed-forward and embedding are not multiples of " +
                                     std::to_string(PANEL) + " wide");
@@ -179,28 +160,24 @@ void BertEncoder::Network::forward(Steps& steps, const std::vector<Rows>& texts,
           *scratch = y + rows * dim;
     for (const Layer& layer : layers) {
         attend(steps, layer, texts, x, rows, qkv, scratch, y);
-        product(steps, layer.out, y, rows, qkv);
+        shared_product(steps, run, layer.out, y, rows, qkv);
         add_and_norm(layer.attention_norm, qkv, rows, x);
-        product(steps, layer.widen, x, rows, wide, [&](float* some, std::size_t stride) {
-            for (std::size_t row = 0; row < rows; ++row) run.gelu(some + row * stride, PANEL);
-        });
-        product(steps, layer.narrow, wide, rows, y);
+        shared_widening(steps, run, layer.widen, x, rows, wide);
+        shared_product(steps, run, layer.narrow, wide, rows, y);
         add_and_norm(layer.norm, y, rows, x);
     }
-    product(steps, projection, x, rows, wide);
+    shared_product(steps, run, projection, x, rows, wide);
 }
 
-BertEncoder::BertEncoder(const FindArray& find, std::size_t width, float epsilon, unsigned threads,
-                         const std::string& instructions) {
+BertEncoder::BertEncoder(const FindArray& find, std::size_t width, float epsilon, std::shared_ptr<Crew> crew,
+                         const std::string& instructions)
+    : crew_(std::move(crew)) {
     const RowKernels* kernels = row_kernels(instructions);
     if (!kernels) throw std::invalid_argument("this CPU has no AVX2");
     const Source source(find);
     const std::size_t dim = source.array(EMBEDDINGS + "LayerNorm.bias").columns;
     if (dim % PANEL) throw std::invalid_argument("the width is no multiple of " + std::to_string(PANEL));
-    // More threads than this have less than two panels each of a layer's least product.
-    const std::size_t most = std::max<std::size_t>(1, dim / PANEL / 2),
-                      wanted = threads ? threads : std::max(1u, std::thread::hardware_concurrency());
-    network_ = std::make_unique<const Network>(source, dim, width, epsilon, std::min(most, wanted), *kernels);
+    network_ = std::make_unique<const Network>(source, dim, width, epsilon, *kernels);
 }
 
 BertEncoder::BertEncoder(BertEncoder&&) noexcept = default;
@@ -234,7 +211,7 @@ bool BertEncoder::encode(const std::int64_t* ids, const std::int64_t* mask, std:
 
     const std::size_t count = places.size();
     tokens.assign(texts * length * network.embed_dim, 0.0f);
-    network.crew.share([&](Steps& steps, std::size_t threads) {
+    crew_->share(useful_threads(dim, count), [&](Steps& steps, std::size_t threads) {
         Rooms::Lent lent(network.rooms, count * dim + network.room_for(count, longest(rows), threads));
         float *x = lent.data(), *room = x + count * dim;
         for (std::size_t i = 0; i < count; ++i) {

@@ -2,7 +2,6 @@
 // weights are read once for all of their tokens, in float16 where an engine has them as float32.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -13,15 +12,16 @@
 
 namespace uniecs {
 
+class Crew;
+
 class BertEncoder {
   public:
     // Arrays have the trainer's names (TextEncoder); a word table of int8 ends in .int8, its scales in
     // .scale.
     //
     // Takes a BERT with gelu, on a CPU with AVX2 or AVX-512 (or the `instructions` of the two that are
-    // named). Heads are `width` wide, `epsilon` is LayerNorm's, `threads` of 0 all CPUs. Throws
-    // std::invalid_argument for any other.
-    BertEncoder(const FindArray& find, std::size_t width, float epsilon, unsigned threads,
+    // named). Heads are `width` wide, `epsilon` is LayerNorm's. Throws std::invalid_argument for any other.
+    BertEncoder(const FindArray& find, std::size_t width, float epsilon, std::shared_ptr<Crew> crew,
                 const std::string& instructions = "");
     BertEncoder(BertEncoder&&) noexcept;
     BertEncoder& operator=(BertEncoder&&) noexcept;
@@ -41,6 +41,7 @@ class BertEncoder {
   private:
     struct Network;
     std::unique_ptr<const Network> network_;
+    std::shared_ptr<Crew> crew_;
 };
 
 }  // namespace uniecs

@@ -1,6 +1,7 @@
 // Threads that share the steps of a computation with the thread that owns it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -152,7 +153,8 @@ class Helpers {
 // `threads` for all calls that are under way, each of which has an equal share of what there is as it begins.
 class Crew {
   public:
-    explicit Crew(std::size_t threads) : threads_(threads) {}
+    // At least one.
+    explicit Crew(std::size_t threads) : threads_(threads ? threads : 1) {}
     ~Crew() {
         Helpers* helpers = helpers_.load();
         if (helpers && helpers->of_this_process()) delete helpers;  // in a forked one its threads are not
@@ -160,12 +162,13 @@ class Crew {
     Crew(const Crew&) = delete;
     Crew& operator=(const Crew&) = delete;
 
-    // use(each, threads), where each(parts, work) is Steps::each and its `thread` is below `threads`.
+    // use(each, threads), where each(parts, work) is Steps::each and its `thread` is below `threads`, which
+    // are at most `most`.
     template <typename Use>
-    void share(Use use) {
+    void share(std::size_t most, Use use) {
         Helpers& others = helpers();
         const Helpers::Call call(others);
-        const std::size_t threads = threads_ / call.number;
+        const std::size_t threads = std::min(most, threads_ / call.number);
         const auto steps = std::make_shared<Steps>();
         const Ended ended{*steps};
         if (threads > 1) others.call(steps, threads - 1);

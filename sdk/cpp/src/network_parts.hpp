@@ -1,6 +1,7 @@
 // What the networks that run here are made of.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <mutex>
 #include <optional>
@@ -9,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "crew.hpp"
 #include "named_arrays.hpp"
 #include "row_kernels.hpp"
 
@@ -25,6 +27,56 @@ struct Linear {
 struct Norm {
     Floats gain, bias;
 };
+
+// Rows at a time of a product that has many: what they read stays in the caches.
+constexpr std::size_t CHUNK_ROWS = 48;
+
+inline std::size_t chunks_of(std::size_t rows) { return std::max<std::size_t>(1, rows / CHUNK_ROWS); }
+
+// Of a network so wide, for so many rows: more have less than two pieces each of its least product.
+inline std::size_t useful_threads(std::size_t dim, std::size_t rows) {
+    return std::max<std::size_t>(1, chunks_of(rows) * dim / PANEL / 2);
+}
+
+// Rows of PANEL columns of a product.
+struct Piece {
+    std::size_t row, rows, column;
+};
+
+// out (rows, count) = x by, of it `count` columns from `first` on, in pieces that the threads share;
+// done(piece) follows for each. `bias` may be null.
+template <typename Done>
+void shared_product(Steps& steps, const RowKernels& run, const Matrix& by, std::size_t first,
+                    std::size_t count, const float* bias, const float* x, std::size_t rows, float* out,
+                    const Done& done) {
+    const std::size_t panels = count / PANEL, chunks = chunks_of(rows);
+    steps.each(chunks * panels, [&](std::size_t part, std::size_t) {
+        const std::size_t row = part / panels * CHUNK_ROWS, column = part % panels * PANEL,
+                          some = part / panels + 1 == chunks ? rows - row : CHUNK_ROWS;
+        const Columns weights = by.columns(first + column, PANEL);
+        run.product(x + row * weights.depth, some, weights, bias ? bias + column : nullptr,
+                    out + row * count + column, count);
+        done(Piece{row, some, column});
+    });
+}
+template <typename Done>
+void shared_product(Steps& steps, const RowKernels& run, const Linear& by, const float* x, std::size_t rows,
+                    float* out, const Done& done) {
+    shared_product(steps, run, by.weight, 0, by.bias.size(), by.bias.data(), x, rows, out, done);
+}
+inline void shared_product(Steps& steps, const RowKernels& run, const Linear& by, const float* x,
+                           std::size_t rows, float* out) {
+    shared_product(steps, run, by, x, rows, out, [](const Piece&) {});
+}
+
+// The first product of a feed-forward network and its activation: `wide` (rows, hidden).
+inline void shared_widening(Steps& steps, const RowKernels& run, const Linear& by, const float* x,
+                            std::size_t rows, float* wide) {
+    shared_product(steps, run, by, x, rows, wide, [&](const Piece& piece) {
+        for (std::size_t row = piece.row; row < piece.row + piece.rows; ++row)
+            run.gelu(wide + row * by.bias.size() + piece.column, PANEL);
+    });
+}
 
 // The arrays, found by name, of the shape that is expected.
 class Source {

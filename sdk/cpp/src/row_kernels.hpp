@@ -77,14 +77,14 @@ struct RowKernels {
     // multiple of PANEL. Rows of `out` are `stride` floats apart. `room` has attention_scratch(...) floats.
     void (*attention)(const Queries& queries, const KeysAndValues& others, std::size_t heads,
                       std::size_t width, float* room, float* out, std::size_t stride);
-    // out (heads, dim): for each of at most PANEL heads the mean of the rows of x, weighted by the softmax of
-    // its column of scores (rows, PANEL), which it overwrites.
-    void (*pool)(const float* x, std::size_t rows, std::size_t dim, float* scores, std::size_t heads,
-                 float* out);
+    // The softmax of each of the first `columns` of x (rows, PANEL), in place.
+    void (*softmax_columns)(float* x, std::size_t rows, std::size_t columns);
+    // The sum of the rows of x, each times its weight; weights are PANEL floats apart.
+    void (*pool)(const float* x, std::size_t rows, std::size_t dim, const float* weights, float* out);
     // out += x.
     void (*add)(const float* x, std::size_t size, float* out);
-    // The mean of the rows of x; out may be x.
-    void (*mean)(const float* x, std::size_t rows, std::size_t dim, float* out);
+    // The mean of `columns` of the rows of x, which are `stride` floats apart; out may be x.
+    void (*mean)(const float* x, std::size_t rows, std::size_t columns, std::size_t stride, float* out);
 };
 
 std::size_t attention_scratch(std::size_t rows, std::size_t others, std::size_t width);

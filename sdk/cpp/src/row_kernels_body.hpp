@@ -168,16 +168,28 @@ void gelu(float* x, std::size_t size) {
     }
 }
 
+float largest(const float* x, std::size_t size) {
+    Floats each = all(x[0]);
+    std::size_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        const Floats some = load(x + i);
+        each = some > each ? some : each;
+    }
+    float most = each[0];
+    for (std::size_t lane = 1; lane < LANES; ++lane) most = each[lane] > most ? each[lane] : most;
+    for (; i < size; ++i) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
 // In place: e^(x - most) of `size` of the `padded` floats, divided by their sum; 0 behind them.
 void softmax(float* x, std::size_t size, std::size_t padded) {
-    float most = x[0], total = 0;
-    for (std::size_t i = 1; i < size; ++i) most = x[i] > most ? x[i] : most;
+    const float most = largest(x, size);
     for (std::size_t i = 0; i < padded; i += LANES) store(exponential(load(x + i) - most), x + i);
     for (std::size_t i = size; i < padded; ++i) x[i] = 0;
     Floats sums{};
     for (std::size_t i = 0; i < padded; i += LANES) sums += load(x + i);
-    total = 1 / sum(sums);
-    for (std::size_t i = 0; i < padded; i += LANES) store(load(x + i) * total, x + i);
+    const float scale = 1 / sum(sums);
+    for (std::size_t i = 0; i < padded; i += LANES) store(load(x + i) * scale, x + i);
 }
 
 void attention(const Queries& queries, const KeysAndValues& others, std::size_t heads, std::size_t width,
@@ -202,41 +214,42 @@ void attention(const Queries& queries, const KeysAndValues& others, std::size_t 
     }
 }
 
-void pool(const float* x, std::size_t rows, std::size_t dim, float* scores, std::size_t heads, float* out) {
-    for (std::size_t column = 0; column < heads; column += LANES) {  // one head in each lane
-        Floats most = load(scores + column), total{};
+void softmax_columns(float* x, std::size_t rows, std::size_t columns) {
+    for (std::size_t column = 0; column < columns; column += LANES) {  // one column in each lane
+        Floats most = load(x + column), total{};
         for (std::size_t row = 1; row < rows; ++row) {
-            const Floats each = load(scores + row * PANEL + column);
+            const Floats each = load(x + row * PANEL + column);
             most = each > most ? each : most;
         }
         for (std::size_t row = 0; row < rows; ++row) {
-            const Floats each = exponential(load(scores + row * PANEL + column) - most);
-            store(each, scores + row * PANEL + column);
+            const Floats each = exponential(load(x + row * PANEL + column) - most);
+            store(each, x + row * PANEL + column);
             total += each;
         }
         for (std::size_t row = 0; row < rows; ++row)
-            store(load(scores + row * PANEL + column) / total, scores + row * PANEL + column);
+            store(load(x + row * PANEL + column) / total, x + row * PANEL + column);
     }
-    for (std::size_t head = 0; head < heads; ++head)
-        for (std::size_t i = 0; i < dim; i += LANES) {
-            Floats total{};
-            for (std::size_t row = 0; row < rows; ++row)
-                total += scores[row * PANEL + head] * load(x + row * dim + i);
-            store(total, out + head * dim + i);
-        }
+}
+
+void pool(const float* x, std::size_t rows, std::size_t dim, const float* weights, float* out) {
+    for (std::size_t i = 0; i < dim; i += LANES) {
+        Floats total{};
+        for (std::size_t row = 0; row < rows; ++row) total += weights[row * PANEL] * load(x + row * dim + i);
+        store(total, out + i);
+    }
 }
 
 void add(const float* x, std::size_t size, float* out) {
     for (std::size_t i = 0; i < size; i += LANES) store(load(out + i) + load(x + i), out + i);
 }
 
-void mean(const float* x, std::size_t rows, std::size_t dim, float* out) {
-    for (std::size_t i = 0; i < dim; i += LANES) {
+void mean(const float* x, std::size_t rows, std::size_t columns, std::size_t stride, float* out) {
+    for (std::size_t i = 0; i < columns; i += LANES) {
         Floats total{};
-        for (std::size_t row = 0; row < rows; ++row) total += load(x + row * dim + i);
+        for (std::size_t row = 0; row < rows; ++row) total += load(x + row * stride + i);
         store(total / static_cast<float>(rows), out + i);
     }
 }
 
-constexpr RowKernels KERNELS{INSTRUCTIONS, halve,     product, layer_norm, blend,
-                             gelu,         attention, pool,    add,        mean};
+constexpr RowKernels KERNELS{INSTRUCTIONS, halve,           product, layer_norm, blend, gelu,
+                             attention,    softmax_columns, pool,    add,        mean};

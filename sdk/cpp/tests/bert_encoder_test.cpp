@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "../src/crew.hpp"
 #include "../src/row_kernels.hpp"
 
 namespace {
@@ -229,7 +230,7 @@ int main(int argc, char** argv) {
         const Reference reference(arrays, width);
         for (const std::string& set : sets)
             for (unsigned threads : {1u, 2u, 5u}) {
-                const BertEncoder encoder(find, width, EPSILON, threads, set);
+                const BertEncoder encoder(find, width, EPSILON, std::make_shared<uniecs::Crew>(threads), set);
                 const std::string name = set + ", " + std::to_string(threads) + " threads";
                 check(encoder.embed_dim() == embed_dim, name + ": embed_dim");
                 for (int i = 0; i < 4; ++i) {

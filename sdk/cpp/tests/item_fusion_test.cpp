@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "../src/crew.hpp"
 #include "../src/row_kernels.hpp"
 
 namespace {
@@ -96,12 +97,17 @@ uniecs::NamedArrays network(std::size_t dim, std::size_t hidden, std::size_t blo
     return made;
 }
 
-Floats embedded(const uniecs::ItemFusion& fusion, const Floats& image, const Floats& text) {
-    Floats made(fusion.embed_dim());
-    fusion.embed({image.data(), image.size() / made.size()}, {text.data(), text.size() / made.size()},
-                 made.data());
+// So many times the same item.
+Floats embedded(const uniecs::ItemFusion& fusion, const Floats& image, const Floats& text,
+                std::size_t times = 1) {
+    const std::size_t dim = fusion.embed_dim();
+    Floats made(times * dim);
+    const uniecs::ItemFusion::Item item{{image.data(), image.size() / dim}, {text.data(), text.size() / dim}};
+    fusion.embed(std::vector(times, item), made.data());
     return made;
 }
+
+std::shared_ptr<uniecs::Crew> crew(std::size_t threads) { return std::make_shared<uniecs::Crew>(threads); }
 
 }  // namespace
 
@@ -171,15 +177,25 @@ int main() {
                      text = normal(drawn(image.empty() ? 1 : 0, 20) * heads * width);
         std::vector<Floats> embeddings;
         for (const std::string& name : sets)
-            embeddings.push_back(embedded(uniecs::ItemFusion(arrays, heads, name), image, text));
+            embeddings.push_back(embedded(uniecs::ItemFusion(arrays, heads, crew(1), name), image, text));
         for (const Floats& each : embeddings) check(gap(each, embeddings.front()), 2e-5, "sets differ");
-        if (round >= 5 || sets.empty()) continue;
-        const uniecs::ItemFusion fusion(arrays, heads);
-        std::vector<Floats> found(12);  // more threads than rooms are kept
-        std::vector<std::thread> threads;
-        for (Floats& each : found) threads.emplace_back([&] { each = embedded(fusion, image, text); });
-        for (std::thread& each : threads) each.join();
-        for (const Floats& each : found) check(gap(each, embeddings.front()), 0, "threads differ");
+        if (sets.empty()) continue;
+        // By themselves, or each by some threads.
+        for (std::size_t threads : {2, 5})
+            for (std::size_t times : {1, 3}) {
+                Floats expected;
+                for (std::size_t i = 0; i < times; ++i)
+                    expected.insert(expected.end(), embeddings.front().begin(), embeddings.front().end());
+                const uniecs::ItemFusion fusion(arrays, heads, crew(threads));
+                check(gap(embedded(fusion, image, text, times), expected), 0, "threads differ");
+            }
+        if (round >= 5) continue;
+        const uniecs::ItemFusion fusion(arrays, heads, crew(3));
+        std::vector<Floats> found(12);  // more callers than rooms are kept
+        std::vector<std::thread> callers;
+        for (Floats& each : found) callers.emplace_back([&] { each = embedded(fusion, image, text); });
+        for (std::thread& each : callers) each.join();
+        for (const Floats& each : found) check(gap(each, embeddings.front()), 0, "callers differ");
     }
     std::printf("%s, %zu sets of instructions\n", failures ? "failed" : "passed", sets.size());
     return failures ? 1 : 0;

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from uniecs._core import BertEncoder
+from uniecs._core import BertEncoder, Crew
 from uniecs.backends.graph_arrays import linear_of, name_of, split_of, weights_of
 
 FIRST_QUERY = "backbone.encoder.layer.0.attention.self.query"
@@ -21,7 +21,7 @@ BESIDE = {
 }
 
 
-def bert_encoder(model: Any, threads: int) -> BertEncoder | None:
+def bert_encoder(model: Any, crew: Crew) -> BertEncoder | None:
     """Reads an OpenVINO model; None for an encoder that `BertEncoder` does not take, and on a CPU without AVX2.
 
     A BERT with another activation than gelu has other operations.
@@ -47,7 +47,7 @@ def bert_encoder(model: Any, threads: int) -> BertEncoder | None:
         return None if node is None else node.data.astype(np.float32)
 
     try:
-        return BertEncoder(find, width, epsilons.pop(), threads)
+        return BertEncoder(find, width, epsilons.pop(), crew)
     except ValueError:
         return None
 

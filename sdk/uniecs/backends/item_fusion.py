@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from uniecs._core import ItemFusion
+from uniecs._core import Crew, ItemFusion
 from uniecs.backends.graph_arrays import linear_of, name_of, sources_of, split_of, takers_of, weights_of
 from uniecs.backends.openvino_int8 import constant
 
@@ -16,7 +16,7 @@ NAMED = (".bias", ".weight", "modality_embedding")
 FIRST_QUERY, GATE = "image_sides.0.cross_attention.q", ".gate.linear"
 
 
-def item_fusion(model: Any) -> ItemFusion | None:
+def item_fusion(model: Any, crew: Crew) -> ItemFusion | None:
     """Reads an OpenVINO model; None for a fusion that `ItemFusion` does not take, and on a CPU without AVX2.
 
     Vectors are constants with the names of the trainer (`GatedFusion`). Matrices have lost theirs, turned at export:
@@ -36,7 +36,7 @@ def item_fusion(model: Any) -> ItemFusion | None:
         elif layer.endswith(GATE):
             arrays |= {f"{layer.removesuffix('linear')}present": each for each in _indicated(node)}
     try:
-        return ItemFusion(arrays, heads)
+        return ItemFusion(arrays, heads, crew)
     except ValueError:
         return None
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uniecs._core import BertEncoder, ItemFusion, has_byte_products, keeping_signal_stack, row_instructions
+from uniecs._core import BertEncoder, Crew, ItemFusion, has_byte_products, keeping_signal_stack, row_instructions
 from uniecs.backends.base import GraphBackend, Inputs, Runner
 from uniecs.backends.bert_encoder import bert_encoder
 from uniecs.backends.compiled_cache import cache_folder, cache_key, read_blob, write_blob
@@ -28,7 +28,7 @@ from uniecs.errors import BackendError, MissingExtraError
 from uniecs.int8_recipe import Int8Recipe, QuantizedInput, check_model, read_recipe
 
 Tokens: TypeAlias = npt.NDArray[np.float32]
-Few: TypeAlias = Callable[[Inputs], npt.NDArray[Any] | None]
+InCore: TypeAlias = Callable[[Inputs], npt.NDArray[Any] | None]
 
 _import_lock = threading.Lock()
 TELEMETRY = "openvino_telemetry"
@@ -138,6 +138,7 @@ class OpenVinoBackend(GraphBackend):
         if precision == "bf16" and not has_precision(self._core, "bf16"):
             raise BackendError("this CPU has no bf16 instructions (AVX512_BF16 or AMX); use precision='fp32'")
         self._machine = _machine(self._core)
+        self._crew = Crew(threads or usable_cpus())
         self._int8: Mapping[str, tuple[QuantizedInput, ...]] = {}
         if precision == "int8":
             recipe = recipe or read_recipe(bundle)
@@ -150,18 +151,19 @@ class OpenVinoBackend(GraphBackend):
             self._int8 = recipe.graphs
 
     def _compile(self, graph: str) -> Runner:
-        few = self._few(graph)
-        return self._graph(graph) if few is None else FewTokens(few, partial(self._graph, graph))
+        in_core = self._in_core(graph)
+        return self._graph(graph) if in_core is None else CoreFirst(in_core, partial(self._graph, graph))
 
-    def _few(self, graph: str) -> Few | None:
-        """What the core computes of few tokens, in place of a graph."""
+    def _in_core(self, graph: str) -> InCore | None:
+        """What the core computes in place of a graph: a text encoder of few tokens, fusion in fp32 of any number."""
         if not row_instructions():
             return None
         if graph == "fusion":
-            fusion = item_fusion(self._model(graph))
-            return None if fusion is None else partial(fused, fusion)
+            fusion = item_fusion(self._model(graph), self._crew)
+            most = None if self.precision == "fp32" else ItemFusion.FEW_TOKENS
+            return None if fusion is None else partial(fused, fusion, most)
         if graph == "text_encoder" and self.precision == "fp32":
-            encoder = bert_encoder(self._model(graph), self._threads or usable_cpus())
+            encoder = bert_encoder(self._model(graph), self._crew)
             return None if encoder is None else partial(encoded, encoder)
         return None
 
@@ -220,21 +222,21 @@ class OpenVinoBackend(GraphBackend):
         return compiled
 
 
-class FewTokens:
-    """A graph that the core computes for few tokens; for more it is compiled when they first come.
+class CoreFirst:
+    """A graph in whose place the core computes what it is faster at; for the rest it is compiled when that first comes.
 
     The two agree to rounding, which is float32's in the core and that of its precision in the graph.
     """
 
-    def __init__(self, few: Few, compile_graph: Callable[[], Runner]) -> None:
-        """`few` gives None for what it leaves to the graph."""
-        self._few = few
+    def __init__(self, in_core: InCore, compile_graph: Callable[[], Runner]) -> None:
+        """`in_core` gives None for what it leaves to the graph."""
+        self._in_core = in_core
         self._compile_graph = compile_graph
         self._graph: Runner | None = None
         self._lock = threading.Lock()
 
     def __call__(self, inputs: Inputs) -> npt.NDArray[Any]:
-        output = self._few(inputs)
+        output = self._in_core(inputs)
         if output is not None:
             return output
         with self._lock:
@@ -247,22 +249,27 @@ def encoded(encoder: BertEncoder, inputs: Inputs) -> npt.NDArray[Any] | None:
     return encoder.encode(inputs["input_ids"], inputs["attention_mask"])
 
 
-def fused(fusion: ItemFusion, inputs: Inputs) -> npt.NDArray[Any] | None:
-    """The fusion's output; None for many tokens, or what the core refuses."""
+def fused(fusion: ItemFusion, most: int | None, inputs: Inputs) -> npt.NDArray[Any] | None:
+    """The fusion's output; None for more tokens than `most`, or what the core refuses."""
     items = _items(inputs)
-    return None if items is None else np.stack([fusion.embed(*each) for each in items])
+    if items is None or (most is not None and sum(map(_count, items)) > most):
+        return None
+    return fusion.embed(items)
 
 
 def _items(inputs: Inputs) -> list[tuple[Tokens | None, Tokens | None]] | None:
-    """The image and text tokens, (count, D) or None, of each item; None for many tokens, or what the core refuses."""
+    """The image and text tokens, (count, D) or None, of each item; None for what the core refuses."""
     indicator, mask = inputs["modality_indicator"], inputs["text_mask"]
-    if indicator.size > ItemFusion.MAX_TOKENS or not ((indicator == 0) | (indicator == 1)).all():
+    if not ((indicator == 0) | (indicator == 1)).all():
         return None
     items = []
     for row, (has_image, has_text) in enumerate(indicator):
         image = inputs["image_tokens"][row] if has_image else None
         text = inputs["text_tokens"][row][mask[row] != 0] if has_text else None
         items.append((image, text))
-    counts = [[len(each) for each in item if each is not None] for item in items]
-    usable = all(item and min(item) for item in counts) and sum(map(sum, counts)) <= ItemFusion.MAX_TOKENS
-    return items if usable else None
+    counts = ([len(each) for each in item if each is not None] for item in items)
+    return items if all(item and min(item) for item in counts) else None
+
+
+def _count(item: tuple[Tokens | None, Tokens | None]) -> int:
+    return sum(len(each) for each in item if each is not None)
