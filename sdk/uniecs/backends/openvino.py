@@ -251,10 +251,17 @@ def encoded(encoder: BertEncoder, inputs: Inputs) -> npt.NDArray[Any] | None:
 
 def fused(fusion: ItemFusion, most: int | None, inputs: Inputs) -> npt.NDArray[Any] | None:
     """The fusion's output; None for more tokens than `most`, or what the core refuses."""
-    items = _items(inputs)
-    if items is None or (most is not None and sum(map(_count, items)) > most):
+    if most is not None and _tokens(inputs) > most:
         return None
-    return fusion.embed(items)
+    items = _items(inputs)
+    return None if items is None else fusion.embed(items)
+
+
+def _tokens(inputs: Inputs) -> int:
+    """The number of tokens, without padding and absent sides."""
+    has_image, has_text = (inputs["modality_indicator"] != 0).T
+    texts = inputs["text_mask"][has_text] != 0
+    return int(has_image.sum() * inputs["image_tokens"].shape[1] + texts.sum())
 
 
 def _items(inputs: Inputs) -> list[tuple[Tokens | None, Tokens | None]] | None:
@@ -269,7 +276,3 @@ def _items(inputs: Inputs) -> list[tuple[Tokens | None, Tokens | None]] | None:
         items.append((image, text))
     counts = ([len(each) for each in item if each is not None] for item in items)
     return items if all(item and min(item) for item in counts) else None
-
-
-def _count(item: tuple[Tokens | None, Tokens | None]) -> int:
-    return sum(len(each) for each in item if each is not None)
